@@ -1,0 +1,1 @@
+"""Benchmarks: so far, what the network costs (:mod:`benchmarks.speed.network`)."""

@@ -1,0 +1,1 @@
+"""Speed, as ratios to an alternative measured in the same run."""

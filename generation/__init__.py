@@ -1,0 +1,1 @@
+"""The generative side of ZoomLDM: so far, classifier-free guidance."""

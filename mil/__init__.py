@@ -1,0 +1,1 @@
+"""Multiple-instance learning on bags: so far, bags as single vectors."""

@@ -1,0 +1,154 @@
+"""Opening and replacing files without surprises: whole files or none, and one-line errors."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from zoomfeat.errors import BagInvalidError, ZoomfeatError
+
+NOT_A_BAG_CURE = "`zoomfeat convert` reads the TRIDENT, CLAM, STAMP and torchmil layouts into bags"
+INCOMPLETE_CURE = "Delete the file and extract the slide again"
+
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+"""What h5py raises for bytes that make no sense: which of them depends on where the damage lies."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place, synced, when the block ends without an error.
+
+    A reader sees the old file, the new one, or none, and never a part of one: a process that is killed
+    leaves at most a hidden ``.tmp`` file behind.
+
+    Args:
+        path: the file to write; its folder must exist.
+
+    Yields:
+        The temporary path, in the same folder so that the rename stays within one file system.
+
+    Raises:
+        ZoomfeatError: the folder is missing or read-only, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except (OSError, RuntimeError) as error:  # h5py and torch raise the latter where the disk is full
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ZoomfeatError(
+            f"cannot be written ({reason})",
+            cure="Check that its folder exists, is writable and has space left",
+            path=path,
+        ) from error
+    finally:
+        with suppress(OSError):  # gone after the rename, or never made
+            temporary.unlink()
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made with its parents where it is missing.
+
+    Raises:
+        ZoomfeatError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZoomfeatError(
+            f"the folder cannot be made ({error.strerror})", cure="Choose a writable folder", path=folder
+        ) from error
+    return folder
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file opened for reading; damage found at opening or later is one error.
+
+    Raises:
+        BagInvalidError: the file is missing, not HDF5, truncated or damaged.
+    """
+    if not path.is_file():
+        raise BagInvalidError("no such file", cure="Check the path", path=path)
+    try:
+        # Finished bags never change in place, and locks fail on many network file systems.
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except _DAMAGE as error:
+        if isinstance(error, PermissionError):
+            raise BagInvalidError("not readable", cure="Check its permissions", path=path) from error
+        if not h5py.is_hdf5(path):
+            raise BagInvalidError(
+                "not an HDF5 file, expected a zoomfeat bag", cure=NOT_A_BAG_CURE, path=path
+            ) from error
+        reason = " ".join(str(error).split())
+        raise BagInvalidError(
+            f"the HDF5 file is truncated or damaged ({reason})", cure=INCOMPLETE_CURE, path=path
+        ) from error
+
+
+def require_dataset(
+    file: h5py.File,
+    name: str,
+    path: Path,
+    *,
+    shape: tuple[int | None, ...],
+    dtypes: Sequence[str] = (),
+    cure: str = NOT_A_BAG_CURE,
+) -> h5py.Dataset:
+    """The data set of that name, stored in this very file, of that shape and type.
+
+    Args:
+        file: an open file.
+        name: of a data set in its root.
+        path: of the file, for messages.
+        shape: the expected lengths; None stands for any.
+        dtypes: the NumPy types that are accepted; empty for any numbers.
+        cure: what helps where the data set is missing.
+
+    Raises:
+        BagInvalidError: it is missing, a group, a link, stored elsewhere or not fully, or of another shape or type.
+    """
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise BagInvalidError(f"no data set {name!r}", cure=cure, path=path)
+    # A link can lead out of the file to anything that the reading user may open.
+    if not isinstance(link, h5py.HardLink):
+        raise BagInvalidError(f"{name!r} is a link, expected a data set in the file itself", cure=cure, path=path)
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise BagInvalidError(f"{name!r} is a group, expected a data set", cure=cure, path=path)
+    if dataset.external or dataset.is_virtual:
+        raise BagInvalidError(
+            f"{name!r} is stored outside the file, expected a data set in the file itself", cure=cure, path=path
+        )
+    expected_type = " or ".join(dtypes) or "numbers"
+    if dataset.dtype.kind not in "iuf" or (dtypes and dataset.dtype not in map(np.dtype, dtypes)):
+        raise BagInvalidError(f"{name!r} has type {dataset.dtype}, expected {expected_type}", cure=cure, path=path)
+    if len(dataset.shape) != len(shape) or any(
+        wanted is not None and found != wanted for found, wanted in zip(dataset.shape, shape, strict=True)
+    ):
+        expected = ", ".join("any" if length is None else str(length) for length in shape)
+        raise BagInvalidError(
+            f"{name!r} has shape {dataset.shape}, expected ({expected})", cure=INCOMPLETE_CURE, path=path
+        )
+    if dataset.chunks is None and dataset.id.get_storage_size() < dataset.nbytes:
+        raise BagInvalidError(f"{name!r} was never written to the end", cure=INCOMPLETE_CURE, path=path)
+    return dataset
+
+
+def _sync(path: Path) -> None:
+    """Wait until what was written to a file, or renamed in a folder, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,147 @@
+"""What a bag says about its origin: slide, encoder, um/px, configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from zoomfeat.errors import BagInvalidError
+
+UNKNOWN = "unknown"
+"""Stands for what the source of a bag does not say."""
+
+_JSON = ("encoder_settings", "dropped", "configuration", "versions")
+_LENGTHS = ("level0_width", "level0_height")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BagMetadata:
+    """The provenance of a bag, stored as root attributes under the same names; dictionaries as JSON.
+
+    Attributes:
+        slide_id: name of the slide without its suffix, and of the bag's file.
+        encoder: name of the patch encoder.
+        weights_hash: of the encoder's weights.
+        encoder_settings: what else fixes the features: taps, timestep, seed, draws, conditioning.
+        reader: slide reader and its version.
+        mpp_level0: um/px of level 0 in x and y; None where unknown.
+        mpp_source: where that value comes from, for example ``"openslide"`` or ``"user"``.
+        level0_width: width of level 0 in px; None where unknown.
+        level0_height: height of level 0 in px; None where unknown.
+        tissue_method: how tissue was told from background.
+        dropped: number of patches left out by reason.
+        configuration: the full configuration of the extraction.
+        config_hash: of the part of the configuration that determines the features.
+        versions: package name to version.
+        note: what a user must know before using the features, for example
+            ``"random weights, for demonstration only"``.
+    """
+
+    slide_id: str
+    encoder: str
+    weights_hash: str = UNKNOWN
+    encoder_settings: dict[str, Any] = field(default_factory=dict)
+    reader: str = UNKNOWN
+    mpp_level0: tuple[float, float] | None = None
+    mpp_source: str = UNKNOWN
+    level0_width: int | None = None
+    level0_height: int | None = None
+    tissue_method: str = UNKNOWN
+    dropped: dict[str, int] = field(default_factory=dict)
+    configuration: dict[str, Any] = field(default_factory=dict)
+    config_hash: str = UNKNOWN
+    versions: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        # The name becomes a file name when the bag is converted, so it must not lead elsewhere.
+        if PurePath(self.slide_id).name != self.slide_id or self.slide_id[:1] in ("", "."):
+            raise BagInvalidError(f"slide_id {self.slide_id!r}, expected a plain file name")
+        if self.mpp_level0 is not None and not min(self.mpp_level0) > 0:
+            raise BagInvalidError(f"mpp_level0 {self.mpp_level0}, expected two positive um/px")
+
+    @property
+    def level0_size(self) -> tuple[int, int] | None:
+        """Width and height of level 0 in px; None where unknown."""
+        if self.level0_width is None or self.level0_height is None:
+            return None
+        return self.level0_width, self.level0_height
+
+    def to_attributes(self) -> dict[str, Any]:
+        """The fields as values that HDF5 attributes hold."""
+        return {entry.name: _encode(getattr(self, entry.name)) for entry in fields(self)}
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> BagMetadata:
+        """The inverse of ``to_attributes``; other attributes are ignored.
+
+        Raises:
+            BagInvalidError: an attribute is missing or of another kind.
+        """
+        return cls(**{entry.name: _decode(entry.name, attributes) for entry in fields(cls)})
+
+
+def _encode(value: Any) -> Any:
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return np.array(value, dtype=np.float64) if isinstance(value, tuple) else value
+
+
+def _decode(name: str, attributes: Mapping[str, Any]) -> Any:
+    if name not in attributes:
+        raise BagInvalidError(f"no root attribute {name!r}")
+    value = attributes[name]
+    if name == "mpp_level0":
+        return decode_mpp(value)
+    if name in _LENGTHS and isinstance(value, np.integer):
+        return int(value)
+    if not isinstance(value, str):
+        raise BagInvalidError(f"root attribute {name!r} is {value!r}, expected text")
+    if name in _LENGTHS:
+        return None
+    return decode_json(name, value, dict) if name in _JSON else value
+
+
+def decode_json(name: str, text: Any, kind: type) -> Any:
+    """The JSON value of an attribute.
+
+    Args:
+        name: of the attribute, for messages.
+        text: its value.
+        kind: the type that the JSON value must have.
+
+    Raises:
+        BagInvalidError: not JSON, or JSON of another type.
+    """
+    try:
+        value = json.loads(text)
+    except (TypeError, json.JSONDecodeError) as error:
+        raise BagInvalidError(f"root attribute {name!r} is not JSON") from error
+    if not isinstance(value, kind):
+        raise BagInvalidError(f"root attribute {name!r} holds a JSON {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def encode_mpp(mpp: tuple[float, float] | None) -> Any:
+    """um/px of level 0 as an attribute: two numbers, or ``"unknown"``."""
+    return _encode(mpp)
+
+
+def decode_mpp(value: Any) -> tuple[float, float] | None:
+    """The inverse of ``encode_mpp``.
+
+    Raises:
+        BagInvalidError: neither two numbers nor ``"unknown"``.
+    """
+    if isinstance(value, str) and value == UNKNOWN:
+        return None
+    if np.shape(value) != (2,) or not np.issubdtype(np.asarray(value).dtype, np.number):
+        raise BagInvalidError(f"mpp_level0 is {value!r}, expected two numbers or {UNKNOWN!r}")
+    return float(value[0]), float(value[1])

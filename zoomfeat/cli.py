@@ -1,0 +1,151 @@
+"""``zoomfeat <command> key=value ...``: the command line. Commands are imported only when they run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from zoomfeat import __version__
+from zoomfeat.conf import schema
+from zoomfeat.errors import ConfigurationError, ZoomfeatError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line.
+
+    Attributes:
+        module: where its ``run(config) -> int`` lives (the exit code is returned).
+        example: one line that works.
+        positional: the key that a word without ``=`` stands for.
+    """
+
+    module: str
+    example: str
+    positional: str | None = None
+
+
+COMMANDS = {
+    "extract": Command(
+        "extract", "zoomfeat extract slides=slides/ out=bags/ encoder=zoomldm-brca magnifications=[20x,5x]"
+    ),
+    "inspect": Command("inspect", "zoomfeat inspect bags/slide.h5", positional="bag"),
+    "convert": Command("convert", "zoomfeat convert source=bags/ to=clam out=clam/", positional="source"),
+    "convert-checkpoint": Command(
+        "convert_checkpoint", "zoomfeat convert-checkpoint weights=weights.ckpt out=zoomldm-brca/"
+    ),
+    "encoders": Command("encoders", "zoomfeat encoders"),
+    "demo": Command("demo", "zoomfeat demo"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0 done, 1 something failed, 2 wrong usage."""
+    # Threads that spin while they wait for each other halt a machine that also does other work (measured on two
+    # shared cores: 0.5 patches/s spinning, 10 sleeping). It counts from when PyTorch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"zoomfeat {__version__}")
+        return 0
+    try:
+        return _run(words[0], words[1:])
+    except ConfigurationError as error:
+        print(f"zoomfeat: {error}", file=sys.stderr)
+        return 2
+    except ZoomfeatError as error:
+        print(f"zoomfeat: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "zoomfeat: interrupted; what is finished is kept, and the same command goes on from there.", file=sys.stderr
+        )
+        return 130
+
+
+def _run(name: str, words: list[str]) -> int:
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise ConfigurationError(f"no command {name!r}", cure=f"{hint}Commands are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    if "-h" in words or "--help" in words:
+        print(_help(name))
+        return 0
+    from zoomfeat.conf.compose import compose_config, describe_config
+
+    if command.positional:
+        words = [w if "=" in w or w.startswith("-") else f"{command.positional}={w}" for w in words]
+    if "--cfg" in words:
+        at = words.index("--cfg")
+        if words[at + 1 : at + 2] != ["job"]:
+            raise ConfigurationError("--cfg needs a word behind it", cure="Write --cfg job")
+        print(describe_config(name, words[:at] + words[at + 2 :]))
+        return 0
+    config = compose_config(name, words)
+    return importlib.import_module(f"zoomfeat.commands.{command.module}").run(config)
+
+
+def _overview() -> str:
+    lines = [
+        "zoomfeat: whole-slide images in, multi-scale MIL bags with ZoomLDM features out.",
+        "",
+        "usage: zoomfeat COMMAND key=value ...",
+        "",
+    ]
+    width = max(map(len, COMMANDS))
+    lines += [f"  {name:<{width}}  {_summary(name)}" for name in COMMANDS]
+    lines += [
+        "",
+        "  zoomfeat COMMAND --help            every key, its default and its meaning",
+        "  zoomfeat COMMAND ... --cfg job     the configuration that would run, and stop",
+        "",
+        f"example: {COMMANDS['extract'].example}",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(name: str) -> str:
+    return (schema.COMMAND_CONFIGS[name].__doc__ or "").splitlines()[0]
+
+
+def _help(name: str) -> str:
+    lines = [f"zoomfeat {name}: {_summary(name)}", "", f"example: {COMMANDS[name].example}"]
+    config = schema.COMMAND_CONFIGS[name]
+    if schema.explanations(config):
+        lines += ["", "keys:", *_keys(config)]
+    if "encoder" in schema.explanations(config) and name == "extract":
+        lines += ["", f"encoders: {', '.join(schema.ENCODERS)}"]
+        lines += [
+            "",
+            "keys of encoder=zoomldm-brca, zoomldm-naip and zoomldm-tiny:",
+            *_keys(schema.ZoomLDMConfig, "encoder."),
+        ]
+    return "\n".join(lines)
+
+
+def _keys(config: type, prefix: str = "") -> list[str]:
+    lines = []
+    for key, default in schema.defaults(config).items():
+        if prefix and key == "name":
+            continue
+        if default == schema.REQUIRED:
+            shown = "required"
+        elif isinstance(default, list):
+            shown = f"[{','.join(default)}]"
+        else:
+            shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+        lines += [f"  {prefix}{key} ({shown})", f"      {schema.explanations(config)[key]}"]
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""``zoomfeat extract``: a cohort of slides, with progress, a report, and resuming."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from zoomfeat.conf.schema import ExtractConfig
+from zoomfeat.encoders import PatchEncoder, load_encoder
+from zoomfeat.extraction import SlideReport, check_config, extract_slide, report_row
+from zoomfeat.files import make_folder, replacing
+from zoomfeat.magnification import parse
+from zoomfeat.slides import SlideEntry, slides
+
+
+class _Rate(ProgressColumn):
+    """Patches a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "", style="cyan")
+
+
+def run(config: ExtractConfig) -> int:
+    """Extracts every slide; 1 when any failed."""
+    console = Console()
+    check_config(config)
+    entries = slides(config.slides)
+    out = make_folder(Path(config.out))
+    options = {key: value for key, value in asdict(config.encoder).items() if key != "name"}
+    with console.status(f"loading {config.encoder.name}"):
+        encoder = load_encoder(config.encoder.name, config.magnifications[0], config.device, **options)
+    _write_config(config, out)
+    reports = extract_all(entries, config, encoder, console)
+    console.print(summary_table(reports, config, encoder))
+    return _conclude(reports, out, console)
+
+
+def extract_all(
+    entries: list[SlideEntry], config: ExtractConfig, encoder: PatchEncoder, console: Console
+) -> list[SlideReport]:
+    """Extracts slides one after the other, with progress; the report file grows with every slide."""
+    reports: list[SlideReport] = []
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        cohort = progress.add_task("slides", total=len(entries), unit="slides")
+        patches = progress.add_task("", total=None, unit="patches")
+        for entry in entries:
+            progress.reset(patches, description=escape(entry.slide_id), total=None)
+            report = extract_slide(
+                entry, config, encoder, lambda done, total: progress.update(patches, completed=done, total=total)
+            )
+            reports.append(report)
+            if report.status == "failed":
+                progress.console.print(f"[red]failed[/] {escape(report.slide_id)}: {escape(report.error)}")
+            _write_report(reports, config)
+            progress.advance(cohort)
+        progress.remove_task(patches)
+    return reports
+
+
+def _write_config(config: ExtractConfig, out: Path) -> None:
+    with replacing(out / "config.yaml") as path:
+        path.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+
+
+def _write_report(reports: list[SlideReport], config: ExtractConfig) -> None:
+    out = Path(config.out)
+    magnifications = [str(m) for m in parse(config.magnifications)]
+    with replacing(out / "report.csv") as path:
+        pd.DataFrame([report_row(r, magnifications) for r in reports]).to_csv(path, index=False)
+    last = reports[-1]
+    if last.details:
+        with replacing(make_folder(out / "failures") / f"{last.slide_id}.txt") as path:
+            path.write_text(last.details, encoding="utf-8")
+
+
+def summary_table(reports: list[SlideReport], config: ExtractConfig, encoder: PatchEncoder) -> Table:
+    """The run as a table; what a reader must know of the encoder stands in its caption."""
+    names = [str(m) for m in parse(config.magnifications)]
+    caption = f"{encoder.name}, {encoder.dim} features a patch and magnification"
+    if len(names) > 1:
+        caption += f", {encoder.dim * len(names)} fused"
+    if encoder.note:
+        caption += f"\nNOTE {encoder.note}"
+    table = Table(title="bags", title_justify="left", caption=caption, caption_justify="left")
+    for heading in ("slide", "status", *names, "um/px", "seconds"):
+        table.add_column(heading, justify="left" if heading in ("slide", "status") else "right")
+    for report in reports:
+        mpp = "" if report.mpp is None else " x ".join(f"{value:g}" for value in dict.fromkeys(report.mpp))
+        counts = (str(report.patches.get(name, "")) for name in names)
+        table.add_row(escape(report.slide_id), report.status, *counts, mpp, f"{sum(report.seconds.values()):.1f}")
+    return table
+
+
+def _conclude(reports: list[SlideReport], out: Path, console: Console) -> int:
+    failed = [report for report in reports if report.status == "failed"]
+    if failed:
+        table = Table(title="failed", title_justify="left", title_style="red")
+        for heading in ("slide", "stage", "error", "cure"):
+            table.add_column(heading, overflow="fold")
+        for report in failed:
+            table.add_row(*(escape(text) for text in (report.slide_id, report.stage, report.error, report.cure)))
+        console.print(table)
+    done = sum(report.status == "done" for report in reports)
+    exists = sum(report.status == "exists" for report in reports)
+    console.print(
+        f"{len(reports)} slides: {done} done, {exists} existed, {len(failed)} failed. Report: {out / 'report.csv'}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    return 1 if failed else 0

@@ -1,0 +1,1 @@
+"""The configuration tree: typed keys with their explanations, and the packaged YAML defaults."""

@@ -1,0 +1,138 @@
+"""A command line's ``key=value`` words to a validated configuration, with errors of one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from zoomfeat.conf import schema
+from zoomfeat.errors import ConfigurationError
+
+
+def _store() -> None:
+    store = ConfigStore.instance()
+    for command, config in schema.COMMAND_CONFIGS.items():
+        store.store(name=f"_{command}", node=config)
+    for name, config in schema.ENCODER_CONFIGS.items():
+        store.store(group="encoder", name=f"_{name}", node=config)
+
+
+def compose_config(command: str, words: Sequence[str]) -> Any:
+    """The typed configuration of a command.
+
+    Args:
+        command: for example ``"extract"``.
+        words: ``key=value`` as typed; paths need no quotes beyond the shell's, lists no brackets.
+
+    Returns:
+        An instance of the command's class in :mod:`zoomfeat.conf.schema`.
+
+    Raises:
+        ConfigurationError: an unknown key (the nearest known one is named), a value of the wrong type, or a key
+            without which the command cannot run.
+    """
+    config = _compose(command, words)
+    for name in sorted(OmegaConf.missing_keys(config)):
+        meaning = schema.explanations(schema.COMMAND_CONFIGS[command])[name]
+        raise ConfigurationError(f"{name}= is missing ({meaning})", cure=f"See `zoomfeat {command} --help`")
+    return OmegaConf.to_object(config)
+
+
+def describe_config(command: str, words: Sequence[str]) -> str:
+    """The composed configuration as YAML, each key with its explanation behind it."""
+    config = _compose(command, words)
+    lines = []
+    for line, explained in _explained_lines(config, schema.COMMAND_CONFIGS[command]):
+        lines.append(f"{line}  # {explained}" if explained else line)
+    return "\n".join(lines)
+
+
+def _explained_lines(config: DictConfig, kind: type, indent: str = "") -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for name, meaning in schema.explanations(kind).items():
+        if OmegaConf.is_missing(config, name):
+            lines.append((f"{indent}{name}: ???", meaning))
+        elif isinstance(config[name], DictConfig):
+            lines.append((f"{indent}{name}:", meaning))
+            options = OmegaConf.get_type(config[name])
+            assert options is not None  # composed from a class
+            lines += _explained_lines(config[name], options, indent + "  ")
+        elif isinstance(config[name], ListConfig):
+            lines.append((f"{indent}{name}: [{', '.join(map(str, config[name]))}]", meaning))
+        else:
+            lines.append((indent + OmegaConf.to_yaml({name: config[name]}).rstrip(), meaning))
+    return lines
+
+
+def _compose(command: str, words: Sequence[str]) -> DictConfig:
+    _store()
+    try:
+        with initialize_config_module("zoomfeat.conf", version_base="1.3"):
+            return compose(command, overrides=[_quoted(word) for word in words])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _one_line(command, words, error) from error
+
+
+# Keys whose value is a path or a name, taken as it is typed: Hydra's grammar would trip over "My slides (2)".
+_VERBATIM = ("slides", "out", "bag", "source", "weights", "config", "encoder.weights")
+_LISTS = ("magnifications", "encoder.taps")
+
+
+def _quoted(word: str) -> str:
+    name, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigurationError(f"{word!r} is not key=value", cure="Write for example out=bags")
+    if name in _VERBATIM and value not in ("", "null") and not re.fullmatch(r"[\w./~:@%+-]+", value):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'") if "'" in value or value.endswith("\\") else value
+        return f"{name}='{escaped}'"
+    if word == "encoder.conditioning=null":
+        return "encoder.conditioning='null'"  # the name of a choice, not YAML's nothing
+    if name in _LISTS and not value.startswith("["):
+        return f"{name}=[{value}]"
+    return word
+
+
+def _one_line(command: str, words: Sequence[str], error: Exception) -> ConfigurationError:
+    """Hydra's and OmegaConf's messages run over several lines and name internals; users need the key and the cure."""
+    text = str(error)
+    help_hint = f"See `zoomfeat {command} --help`"
+    if match := re.search(r"Could not find 'encoder/([^']*)'", text):
+        return _unknown_encoder(match[1])
+    if "You must specify 'encoder'" in text:
+        return ConfigurationError(
+            "encoder= is missing (the patch encoder)", cure=f"Use one of {', '.join(schema.ENCODERS)}"
+        )
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(command, words, match[1])
+    cause = error.__cause__ or error
+    problem = str(cause).splitlines()[0]
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return ConfigurationError(f"{cause.full_key}: {problem}", cure=help_hint)
+    if isinstance(error, ConfigCompositionException):
+        problem = " ".join(text.split("\n")[:2])
+    return ConfigurationError(problem.rstrip("."), cure=help_hint)
+
+
+def _unknown_encoder(name: str) -> ConfigurationError:
+    near = difflib.get_close_matches(name, schema.ENCODERS, n=1)
+    hint = f"Did you mean encoder={near[0]}? " if near else ""
+    return ConfigurationError(f"no encoder {name!r}", cure=f"{hint}Known are {', '.join(schema.ENCODERS)}")
+
+
+def _unknown_key(command: str, words: Sequence[str], unknown: str) -> ConfigurationError:
+    known = list(schema.explanations(schema.COMMAND_CONFIGS[command]))
+    chosen = next((word.partition("=")[2] for word in words if word.startswith("encoder=")), None)
+    if "encoder" in known and chosen in schema.ENCODERS:
+        options = schema.explanations(schema.ENCODER_CONFIGS[schema.ENCODERS[chosen]])
+        known += [f"encoder.{option}" for option in options if option != "name"]
+    near = difflib.get_close_matches(unknown, known, n=1) or [k for k in known if k.endswith(f".{unknown}")]
+    hint = f"Did you mean {near[0]}? See `zoomfeat {command} --help`" if near else f"Keys are {', '.join(known)}"
+    return ConfigurationError(f"no key {unknown!r} in {command}", cure=hint)

@@ -1,0 +1,203 @@
+"""ZoomLDM as a patch encoder: activations of its denoiser on a patch that is noised to a fixed timestep.
+
+Publication: ZoomLDM (CVPR 2025), section 4.4. It fixes neither block nor timestep; both are options here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoomfeat.conf.schema import ZoomLDMConfig
+from zoomfeat.encoders.base import PatchEncoder
+from zoomfeat.encoders.registry import load_encoder, register
+from zoomfeat.errors import ConfigurationError
+from zoomfeat.magnification import BRCA, NAIP, PATCH_SIZE, Ladder, Magnification
+from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
+from zoomfeat.models.denoiser import activations, canonical_taps, tap_dims
+from zoomfeat.models.summarizer import Summarizer, embedding_grid
+from zoomfeat.models.weights import fetch
+from zoomfeat.models.zoomldm import ZoomLDM
+
+HUB = "StonyBrook-CVLab/ZoomLDM"
+
+
+class ZoomLDMEncoder(PatchEncoder):
+    """Features from inside a ZoomLDM.
+
+    The patch is encoded by the first stage (not quantised), noised to the timestep, and run through the denoiser
+    up to the last tap; each tap's activations are pooled over space and the taps are concatenated.
+
+    Args:
+        bundle: the model.
+        options: its name in the registry, taps, timestep and so on; see :class:`zoomfeat.conf.schema.ZoomLDMConfig`.
+        magnification: what patches are seen at; it matters only to a conditioned encoder.
+        device: where it runs.
+        ladder: the magnifications that the model was trained on.
+        note: what a reader of the features must know.
+
+    Raises:
+        ConfigurationError: an option out of its range, or an embedding encoder of another width than the Summarizer.
+    """
+
+    def __init__(
+        self,
+        bundle: ZoomLDM,
+        options: ZoomLDMConfig,
+        magnification: str | Magnification,
+        device: str,
+        *,
+        ladder: Ladder = BRCA,
+        note: str = "",
+    ) -> None:
+        self.ladder = ladder
+        super().__init__(magnification, device)
+        _check(options, bundle.scheduler.config.num_train_timesteps)
+        self.name = options.name
+        self.note = note
+        self.taps = canonical_taps(bundle.unet, options.taps)
+        self.dim = sum(tap_dims(bundle.unet, self.taps))
+        self.weights_hash = bundle.weights_hash()
+        self.bundle = bundle.to(self.device)
+        for part in (bundle.vae, bundle.unet, bundle.summarizer):
+            part.eval().requires_grad_(False)
+        self._pool = options.pool
+        self._timestep = options.timestep
+        side = PATCH_SIZE // 2 ** (len(bundle.vae.config.block_out_channels) - 1)
+        shape = (1, bundle.unet.config.in_channels, side, side)
+        self._noises = [_noise(shape, options.seed, draw).to(self.device) for draw in range(options.draws)]
+        self.settings = {
+            "taps": list(self.taps),
+            "pool": options.pool,
+            "timestep": options.timestep,
+            "seed": options.seed,
+            "draws": options.draws,
+            "conditioning": options.conditioning,
+        }
+        if options.conditioning == "ssl":
+            self.context_encoder = load_encoder(options.ssl_encoder, ladder.steps[0], device)
+            if self.context_encoder.dim != bundle.summarizer.config.input_dim:
+                raise ConfigurationError(
+                    f"{options.ssl_encoder} gives {self.context_encoder.dim} features, the Summarizer of {self.name} "
+                    f"reads {bundle.summarizer.config.input_dim}",
+                    cure="Set ssl_encoder to the encoder that the model was trained with",
+                )
+            self.settings |= {
+                "ssl_encoder": self.context_encoder.name,
+                "ssl_weights_hash": self.context_encoder.weights_hash,
+            }
+
+    def transform(self, images: NDArray[np.uint8]) -> Tensor:
+        """Channels first, in [-1, 1]."""
+        return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def embed(self, inputs: Tensor, context: Tensor | None) -> Tensor:
+        """Pooled activations, the taps one after the other."""
+        maps = self._maps(inputs, context)
+        return torch.cat([m.mean((2, 3)) if self._pool == "mean" else m.amax((2, 3)) for m in maps.values()], dim=1)
+
+    @torch.inference_mode()
+    def maps(
+        self, images: NDArray[np.uint8], context: NDArray[np.float32] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Unpooled activations at each tap, ``(B, channels, h, w)`` float32, averaged over the draws.
+
+        Args:
+            images: ``(B, 256, 256, 3)`` uint8 RGB.
+            context: as in a call of the encoder.
+        """
+        if context is None and self.context_encoder is not None:
+            context = self._own_context(images)
+        part = None if context is None else torch.from_numpy(context).to(self.device)
+        maps = self._maps(self.transform(images).to(self.device), part)
+        return {tap: m.float().cpu().numpy() for tap, m in maps.items()}
+
+    def _maps(self, inputs: Tensor, context: Tensor | None) -> dict[str, Tensor]:
+        latents = self.bundle.encode(inputs)
+        summarizer = self.bundle.summarizer
+        if context is None:
+            tokens = summarizer.null_context(len(latents))
+        else:
+            tokens = summarizer(embedding_grid(context), self.magnification.index)
+        timestep = torch.tensor([self._timestep], device=self.device)
+        total: dict[str, Tensor] = {}
+        for noise in self._noises:
+            noisy = self.bundle.scheduler.add_noise(latents, noise.expand_as(latents), timestep)
+            for tap, hidden in activations(self.bundle.unet, noisy, timestep, tokens, self.taps).items():
+                total[tap] = total[tap] + hidden if tap in total else hidden
+        return {tap: hidden / len(self._noises) for tap, hidden in total.items()}
+
+
+def _check(options: ZoomLDMConfig, steps: int) -> None:
+    if not 0 <= options.timestep < steps:
+        raise ConfigurationError(
+            f"timestep={options.timestep}; expected 0 to {steps - 1}", cure=f"The default is {ZoomLDMConfig.timestep}"
+        )
+    if options.draws < 1:
+        raise ConfigurationError(f"draws={options.draws}; expected at least 1", cure="The default is 1")
+    if options.seed < 0:
+        raise ConfigurationError(f"seed={options.seed}; expected 0 or more", cure="The default is 0")
+    if options.pool not in ("mean", "max"):
+        raise ConfigurationError(
+            f"pool={options.pool!r}; expected mean or max", cure="The unpooled map is `encoder.maps(images)` in Python"
+        )
+    if options.conditioning not in ("null", "ssl"):
+        raise ConfigurationError(
+            f"conditioning={options.conditioning!r}; expected null or ssl", cure="The default is null"
+        )
+
+
+def _noise(shape: tuple[int, ...], seed: int, draw: int) -> Tensor:
+    """Standard normal noise that depends on seed and draw alone, made on the CPU whatever the device."""
+    state = int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0])
+    # Generators take signed 64-bit seeds.
+    return torch.randn(shape, generator=torch.Generator().manual_seed(state >> 1))
+
+
+def _released(folder: str, options: ZoomLDMConfig) -> ZoomLDM:
+    """The weights that the options name, else those of the public release, from the hub."""
+    if options.weights is not None:
+        return ZoomLDM.load(options.weights)
+    return ZoomLDM.from_checkpoint(fetch(HUB, f"{folder}/weights.ckpt"), fetch(HUB, f"{folder}/config.yaml"))
+
+
+@register
+def zoomldm_brca(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+    """ZoomLDM trained on TCGA-BRCA, eight magnifications (960 features at the default tap); 5 GB from the hub."""
+    return ZoomLDMEncoder(_released("brca", options), options, magnification, device)
+
+
+@register
+def zoomldm_naip(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+    """ZoomLDM trained on NAIP aerial imagery, four magnifications; describes satellite images, not slides."""
+    return ZoomLDMEncoder(_released("naip", options), options, magnification, device, ladder=NAIP)
+
+
+@register
+def zoomldm_tiny(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+    """A small ZoomLDM with seeded RANDOM weights (96 features): to try the toolkit offline, not for science."""
+    if options.weights is not None:
+        return ZoomLDMEncoder(ZoomLDM.load(options.weights), options, magnification, device)
+    return ZoomLDMEncoder(
+        untrained_tiny(),
+        options,
+        magnification,
+        device,
+        note="untrained: seeded random weights, for demonstration only",
+    )
+
+
+def untrained_tiny(seed: int = 0) -> ZoomLDM:
+    """The small ZoomLDM (f8 first stage, 6.6 M parameters in the denoiser) with random weights from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ZoomLDM(
+            vae=build_first_stage((16, 32, 64, 64), codes=1024, norm_num_groups=16, sample_size=PATCH_SIZE),
+            unet=build_unet((32, 64, 96, 96), context_dim=128, sample_size=PATCH_SIZE // 8),
+            summarizer=Summarizer(
+                input_dim=1280, hidden_dim=128, output_dim=128, num_layers=4, num_heads=4, mlp_dim=512
+            ),
+            scheduler=build_scheduler(),
+        )

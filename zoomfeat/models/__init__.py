@@ -1,0 +1,1 @@
+"""The ZoomLDM networks: Summarizer, bundle, released checkpoints, and the truncated denoiser."""

@@ -1,0 +1,86 @@
+"""Files of weights: fetched only when asked for, read without running code from them, known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from zoomfeat.errors import CheckpointMismatchError
+
+
+def hash_weights(modules: Mapping[str, nn.Module]) -> str:
+    """SHA-256 over every weight's name, type, shape and bytes: equal for equal weights, however they were stored."""
+    digest = hashlib.sha256()
+    for part, module in sorted(modules.items()):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """A flat state dict, also from below a ``state_dict`` wrapper; never runs code from the file.
+
+    Raises:
+        CheckpointMismatchError: no such file, not a checkpoint, or a pickle that holds more than tensors.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except FileNotFoundError:
+        raise CheckpointMismatchError("no such file", path=path, cure="Give the path of weights.ckpt") from None
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load it all the same; only the name of the offending object is of use.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        problem = f"its pickle calls {named[1]}" if named else "its pickle is damaged or holds more than tensors"
+        raise CheckpointMismatchError(
+            f"not a safe checkpoint: {problem}",
+            path=path,
+            cure="Only tensors are loaded and code is never run; get the file from its original source",
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise CheckpointMismatchError(
+            f"not readable as a checkpoint ({type(error).__name__})",
+            path=path,
+            cure="Is the download complete? Compare its size with the source",
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointMismatchError(
+            "holds no flat state dict of tensors", path=path, cure="Give the release's weights.ckpt"
+        )
+    return state
+
+
+def fetch(repository: str, filename: str) -> Path:
+    """A file of a hub repository: from the local cache, else downloaded; ``HF_HUB_OFFLINE=1`` forbids the latter.
+
+    Raises:
+        CheckpointMismatchError: not cached and not to be had: no network, offline, gated, or no such file.
+    """
+    try:
+        return Path(hf_hub_download(repository, filename))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointMismatchError(
+            f"hub file {repository}/{filename} could not be had ({type(error).__name__})",
+            cure="Offline? Download it elsewhere and give encoder.weights=path. Gated? Accept its terms on the "
+            "model page and log in with `hf auth login`",
+        ) from error
+
+
+def read_module_keys(folder: Path) -> set[str]:
+    """Names of the weights in a module's folder that diffusers saved as safetensors, in one file or several."""
+    keys: set[str] = set()
+    for file in folder.glob("diffusion_pytorch_model*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            keys.update(tensors.keys())
+    return keys

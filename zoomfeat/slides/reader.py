@@ -1,0 +1,315 @@
+"""Open a slide and read boxes of it at any size.
+
+Pixels come from OpenSlide, or from Pillow where the file is a plain image. Coordinates are level-0 pixels of
+the file throughout; OpenSlide's ``bounds`` properties are not used, so positions mean the same in any viewer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import openslide
+import PIL
+from PIL import Image
+
+from zoomfeat.errors import MagnificationError, SlideUnreadableError
+from zoomfeat.slides.resample import area_resize, resize
+
+FINEST_PLAUSIBLE_MPP = 0.02
+"""No scanner resolves less; a smaller value is a unit mixed up (mm, or pixels per micron)."""
+
+LONGEST_THUMBNAIL = 8192
+"""Longest side of a thumbnail in pixels."""
+
+_LONGEST_DECODE = 3072  # px a side decoded at once: a larger box is read in parts, so that memory stays bounded
+_LEVEL_TOLERANCE = 1.01  # a level of downsample 4.0003 serves a ratio of 4
+_ALIGNED = 1e-6  # edges this close to a whole pixel lie on it
+_TIFF_TILE_WIDTH = 322
+_PLAIN_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_COPY_CURE = "Copy the file again from its source and compare checksums"
+_OPEN_CURE = f"{_COPY_CURE}, or convert it to a tiled, pyramidal TIFF (vips tiffsave --tile --pyramid)"
+_MPP_CURE = "Give it as an mpp column of a manifest, or for slides without one as mpp=0.25"
+
+
+@dataclass(frozen=True, eq=False)
+class Slide:
+    """An open slide; a context manager. Several threads may read from one slide at the same time.
+
+    Attributes:
+        path: the file.
+        mpp: um/px at level 0 along x and y.
+        mpp_source: where ``mpp`` is from: ``"manifest"``, ``"metadata"`` or ``"configuration"``.
+        metadata_mpp: what the file itself says, or None.
+        reader: library and version that decode it, for example ``"openslide 4.0.1"``.
+        vendor: the format, for example ``"aperio"``, or ``"png"`` for a plain image.
+        source: the OpenSlide object behind it.
+    """
+
+    path: Path
+    mpp: tuple[float, float]
+    mpp_source: str
+    metadata_mpp: tuple[float, float] | None
+    reader: str
+    vendor: str
+    source: openslide.AbstractSlide = field(repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        mpp: tuple[float, float] | float | None = None,
+        default_mpp: float | None = None,
+    ) -> Self:
+        """Open a slide, or any file of a DICOM series, and settle how large its pixels are.
+
+        Args:
+            path: the file.
+            mpp: um/px of this very slide, one number or (x, y); wins over what the file says.
+            default_mpp: um/px for slides whose file does not say.
+
+        Raises:
+            SlideUnreadableError: the file is missing, damaged, or of a kind that neither library reads.
+            MagnificationError: nobody says how large the pixels are, or the number is implausible.
+        """
+        path = Path(path)
+        source, reader, vendor = _open_source(path)
+        try:
+            metadata_mpp = _metadata_mpp(source)
+            resolved, mpp_source = _resolve_mpp(path, mpp, metadata_mpp, default_mpp)
+        except MagnificationError:
+            source.close()
+            raise
+        return cls(path, resolved, mpp_source, metadata_mpp, reader, vendor, source)
+
+    @property
+    def width(self) -> int:
+        """Level-0 pixels along x."""
+        return self.source.dimensions[0]
+
+    @property
+    def height(self) -> int:
+        """Level-0 pixels along y."""
+        return self.source.dimensions[1]
+
+    def read(self, x: int, y: int, width: int, height: int, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """One box at several sizes, decoded once.
+
+        The pixels come from the coarsest pyramid level that is no coarser than the largest size needs, and
+        each size is an exact area mean of them. What lies beyond the slide, and what is transparent, is white.
+        A size larger than the box is interpolated linearly.
+
+        Args:
+            x: left edge in level-0 pixels; may be outside the slide, as may every edge.
+            y: top edge.
+            width: level-0 pixels.
+            height: level-0 pixels.
+            sizes: (width, height) of each result in pixels.
+
+        Returns:
+            uint8 RGB arrays of shape (height, width, 3), one for each of ``sizes``.
+
+        Raises:
+            SlideUnreadableError: part of the box does not decode.
+        """
+        level = self._level_for(width / max(w for w, _ in sizes), height / max(h for _, h in sizes))
+        per_pixel = self._downsample(level)
+        columns = _parts(width / per_pixel[0], [w for w, _ in sizes])
+        rows = _parts(height / per_pixel[1], [h for _, h in sizes])
+        results = [np.full((h, w, 3), 255, np.uint8) for w, h in sizes]
+        for top, bottom in rows:
+            for left, right in columns:
+                box = (x + left * width, y + top * height, x + right * width, y + bottom * height)
+                if box[0] >= self.width or box[1] >= self.height or box[2] <= 0 or box[3] <= 0:
+                    continue
+                areas = [
+                    result[
+                        round(top * result.shape[0]) : round(bottom * result.shape[0]),
+                        round(left * result.shape[1]) : round(right * result.shape[1]),
+                    ]
+                    for result in results
+                ]
+                self._read_part(level, box, areas)
+        return results
+
+    def thumbnail(self, mpp: float) -> np.ndarray:
+        """The whole slide at about this um/px, never finer than level 0 or larger than 8192 px a side.
+
+        Returns:
+            uint8 RGB of shape (H, W, 3).
+
+        Raises:
+            SlideUnreadableError: part of the slide does not decode.
+        """
+        width, height = self.width * self.mpp[0] / mpp, self.height * self.mpp[1] / mpp
+        shrink = min(1.0, LONGEST_THUMBNAIL / max(width, height))
+        size = (
+            min(self.width, max(1, round(width * shrink))),
+            min(self.height, max(1, round(height * shrink))),
+        )
+        return self.read(0, 0, self.width, self.height, [size])[0]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _downsample(self, level: int) -> tuple[float, float]:
+        """Level-0 pixels per pixel of a level along x and y; OpenSlide itself gives only their mean."""
+        width, height = self.source.level_dimensions[level]
+        return self.width / width, self.height / height
+
+    def _level_for(self, *ratio: float) -> int:
+        """The coarsest level no coarser than ``ratio`` level-0 pixels per pixel (x, y), but for a hundredth."""
+        fitting = [
+            level
+            for level in range(self.source.level_count)
+            if all(have <= want * _LEVEL_TOLERANCE for have, want in zip(self._downsample(level), ratio, strict=True))
+        ]
+        return max(fitting, default=0)
+
+    def _read_part(self, level: int, box: tuple[float, float, float, float], areas: list[np.ndarray]) -> None:
+        """Fill each of ``areas``, uint8 (h, w, 3), with ``box``: left, top, right, bottom in level-0 pixels."""
+        per_pixel = self._downsample(level) * 2
+        edges = [edge / each for edge, each in zip(box, per_pixel, strict=True)]
+        # OpenSlide takes whole level-0 positions and divides them by one downsample for both axes; between two
+        # pixels of the level it interpolates. So ask for a position, and work out where that really is.
+        divisor = self.source.level_downsamples[level]
+        corner = [math.floor(math.floor(edge + _ALIGNED) * divisor) for edge in edges[:2]]
+        origin = [position / divisor for position in corner] * 2
+        left, top, right, bottom = (edge - start for edge, start in zip(edges, origin, strict=True))
+        canvas = self._decode(corner, level, (math.ceil(right - _ALIGNED), math.ceil(bottom - _ALIGNED)))
+        if all(abs(edge - round(edge)) <= _ALIGNED for edge in (left, top, right, bottom)):
+            canvas = canvas[round(top) : round(bottom), round(left) : round(right)]
+            for area in areas:
+                area[:] = resize(canvas, (area.shape[1], area.shape[0]))
+        else:
+            for area in areas:
+                area[:] = area_resize(canvas, (left, top, right, bottom), (area.shape[1], area.shape[0]))
+
+    def _decode(self, corner: list[int], level: int, size: tuple[int, int]) -> np.ndarray:
+        """Pixels of one level, uint8 RGB on white, from a corner given in level-0 pixels."""
+        try:
+            pixels = self.source.read_region((corner[0], corner[1]), level, size)
+        except (openslide.OpenSlideError, OSError) as error:
+            region = f"x={corner[0]}, y={corner[1]}, {size[0]}x{size[1]} px of level {level}"
+            raise SlideUnreadableError(
+                f"the region {region} does not decode ({error})", cure=_COPY_CURE, path=self.path
+            ) from error
+        return _on_white(pixels)
+
+
+def _parts(length: float, sizes: Sequence[int]) -> list[tuple[float, float]]:
+    """Cut an axis where every size has a whole pixel: (start, end) as shares of it, each short enough to decode.
+
+    Args:
+        length: level pixels along the axis.
+        sizes: pixels along it of each result.
+    """
+    cells = math.gcd(*sizes)
+    count = min(cells, math.ceil(length / _LONGEST_DECODE))
+    cuts = [part * cells // count / cells for part in range(count + 1)]
+    return list(itertools.pairwise(cuts))
+
+
+def _on_white(pixels: Image.Image) -> np.ndarray:
+    """Any Pillow image as uint8 RGB, its transparent parts on white."""
+    if not pixels.has_transparency_data:
+        return np.asarray(pixels.convert("RGB"))
+    pixels = pixels.convert("RGBA")
+    if pixels.getchannel("A").getextrema() == (255, 255):
+        return np.asarray(pixels.convert("RGB"))
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
+
+
+def _open_source(path: Path) -> tuple[openslide.AbstractSlide, str, str]:
+    """The file as an OpenSlide object, the library that decodes it, and its format."""
+    if not path.is_file():
+        raise SlideUnreadableError("no such file", cure="Check the path", path=path)
+    try:
+        slide = openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        image, kind = _open_plain_image(path)
+        return openslide.ImageSlide(image), f"pillow {PIL.__version__}", kind
+    except openslide.OpenSlideError as error:
+        raise SlideUnreadableError(f"OpenSlide does not open it ({error})", cure=_OPEN_CURE, path=path) from error
+    vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
+    return slide, f"openslide {openslide.__library_version__}", vendor
+
+
+def _open_plain_image(path: Path) -> tuple[Image.Image, str]:
+    """A plain image decoded as a whole, RGB on white, and its format in small letters."""
+    try:
+        with Image.open(path, formats=_PLAIN_FORMATS) as image:
+            if _TIFF_TILE_WIDTH in getattr(image, "tag_v2", ()):
+                # OpenSlide takes whole tiled TIFFs; Pillow would take the first page of a truncated slide for all.
+                raise SlideUnreadableError(
+                    "a tiled TIFF that OpenSlide does not recognise; it is damaged or of a rare kind",
+                    cure=_OPEN_CURE,
+                    path=path,
+                )
+            if image.mode in ("F", "I") or image.mode.startswith("I;"):
+                raise SlideUnreadableError(
+                    f"its pixels are of Pillow's mode {image.mode}, not 8 bits a colour",
+                    cure="Convert it to 8-bit RGB",
+                    path=path,
+                )
+            return Image.fromarray(_on_white(image)), str(image.format).lower()
+    except PIL.UnidentifiedImageError as error:
+        raise SlideUnreadableError(
+            "neither a slide that OpenSlide knows nor a plain image (PNG, JPEG, TIFF, BMP)",
+            cure=_OPEN_CURE,
+            path=path,
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise SlideUnreadableError(
+            f"a plain image too large to decode at once ({error})",
+            cure="Convert it to a tiled, pyramidal TIFF (vips tiffsave --tile --pyramid)",
+            path=path,
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files of known formats
+        raise SlideUnreadableError(f"Pillow does not decode it ({error})", cure=_OPEN_CURE, path=path) from error
+
+
+def _metadata_mpp(source: openslide.AbstractSlide) -> tuple[float, float] | None:
+    """The um/px that the file states, if it states both as positive numbers."""
+    names = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    try:
+        x, y = (float(source.properties[name]) for name in names)
+    except (KeyError, ValueError):
+        return None
+    return (x, y) if 0 < x < math.inf and 0 < y < math.inf else None
+
+
+def _resolve_mpp(
+    path: Path,
+    given: tuple[float, float] | float | None,
+    metadata: tuple[float, float] | None,
+    default: float | None,
+) -> tuple[tuple[float, float], str]:
+    """The um/px to believe, and whose word it is."""
+    for value, source in ((given, "manifest"), (metadata, "metadata"), (default, "configuration")):
+        if value is None:
+            continue
+        x, y = value if isinstance(value, tuple) else (value, value)
+        if not (FINEST_PLAUSIBLE_MPP <= x < math.inf and FINEST_PLAUSIBLE_MPP <= y < math.inf):
+            raise MagnificationError(
+                f"{x:g} x {y:g} um/px (from the {source}) is implausible; slides have {FINEST_PLAUSIBLE_MPP} or more",
+                cure=_MPP_CURE,
+                path=path,
+            )
+        return (float(x), float(y)), source
+    raise MagnificationError("the file does not say how many um a pixel is", cure=_MPP_CURE, path=path)
