@@ -122,7 +122,7 @@ def _help(name: str) -> str:
     config = schema.COMMAND_CONFIGS[name]
     if schema.explanations(config):
         lines += ["", "keys:", *_keys(config)]
-    if "encoder" in schema.explanations(config) and name == "extract":
+    if "encoder" in schema.explanations(config):
         lines += ["", f"encoders: {', '.join(schema.ENCODERS)}"]
         lines += [
             "",

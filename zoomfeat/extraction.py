@@ -357,9 +357,20 @@ def _make_bag(
         configuration=configuration,
         config_hash=configuration_hash(configuration),
         versions=package_versions(),
-        note=encoder.note,
+        note="; ".join(_notes(slide, grid, encoder)),
     )
     return Bag(scales, grid.parents, metadata=metadata)
+
+
+def _notes(slide: Slide, grid: Grid, encoder: PatchEncoder) -> Iterator[str]:
+    """What a reader of the bag must know."""
+    if encoder.note:
+        yield encoder.note
+    finest = grid.scales[0].magnification
+    if max(slide.mpp) > finest.mpp:
+        yield f"up-sampled: {max(slide.mpp):g} um/px served as {finest} ({finest.mpp:g} um/px)"
+    if slide.metadata_mpp is not None and slide.mpp != slide.metadata_mpp:
+        yield f"um/px {slide.mpp} by the {slide.mpp_source}, {slide.metadata_mpp} by the file"
 
 
 def package_versions() -> dict[str, str]:

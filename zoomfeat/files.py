@@ -33,9 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # h5py and torch raise the latter where the disk is full
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ZoomfeatError(
-            f"cannot be written ({error.strerror or error})",
+            f"cannot be written ({reason})",
             cure="Check that its folder exists, is writable and has space left",
             path=path,
         ) from error

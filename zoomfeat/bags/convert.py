@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoomfeat.bags.files import make_folder
 from zoomfeat.bags.layouts import LAYOUTS, Hints, Layout
 from zoomfeat.bags.layouts.base import apply_mpp
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
+from zoomfeat.files import make_folder
 
 
 @dataclass(frozen=True)

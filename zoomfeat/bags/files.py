@@ -1,72 +1,21 @@
-"""Opening and replacing files without surprises: whole files or none, and one-line errors."""
+"""Opening HDF5 files without surprises: damage found at opening or later is a one-line error."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from zoomfeat.errors import BagInvalidError, ZoomfeatError
+from zoomfeat.errors import BagInvalidError
 
 NOT_A_BAG_CURE = "`zoomfeat convert` reads the TRIDENT, CLAM, STAMP and torchmil layouts into bags"
 INCOMPLETE_CURE = "Delete the file and extract the slide again"
 
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 """What h5py raises for bytes that make no sense: which of them depends on where the damage lies."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place, synced, when the block ends without an error.
-
-    A reader sees the old file, the new one, or none, and never a part of one: a process that is killed
-    leaves at most a hidden ``.tmp`` file behind.
-
-    Args:
-        path: the file to write; its folder must exist.
-
-    Yields:
-        The temporary path, in the same folder so that the rename stays within one file system.
-
-    Raises:
-        ZoomfeatError: the folder is missing or read-only, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except (OSError, RuntimeError) as error:  # h5py and torch raise the latter where the disk is full
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ZoomfeatError(
-            f"cannot be written ({reason})",
-            cure="Check that its folder exists, is writable and has space left",
-            path=path,
-        ) from error
-    finally:
-        with suppress(OSError):  # gone after the rename, or never made
-            temporary.unlink()
-
-
-def make_folder(folder: Path) -> Path:
-    """The folder, made with its parents where it is missing.
-
-    Raises:
-        ZoomfeatError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ZoomfeatError(
-            f"the folder cannot be made ({error.strerror})", cure="Choose a writable folder", path=folder
-        ) from error
-    return folder
 
 
 @contextmanager
@@ -143,12 +92,3 @@ def require_dataset(
     if dataset.chunks is None and dataset.id.get_storage_size() < dataset.nbytes:
         raise BagInvalidError(f"{name!r} was never written to the end", cure=INCOMPLETE_CURE, path=path)
     return dataset
-
-
-def _sync(path: Path) -> None:
-    """Wait until what was written to a file, or renamed in a folder, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from zoomfeat.bags.files import INCOMPLETE_CURE, NOT_A_BAG_CURE, reading, replacing, require_dataset
+from zoomfeat.bags.files import INCOMPLETE_CURE, NOT_A_BAG_CURE, reading, require_dataset
 from zoomfeat.bags.metadata import UNKNOWN, BagMetadata, decode_json, encode_mpp
 from zoomfeat.bags.scales import FEATURE_TYPES, AnyScale, Scale, StoredScale, plain_number
 from zoomfeat.errors import BagInvalidError, ConfigurationError
+from zoomfeat.files import replacing
 
 SCHEMA = "zoomfeat-bag/1"
 

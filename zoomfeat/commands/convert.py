@@ -20,7 +20,7 @@ def run(config: ConvertConfig) -> int:
         features=config.features,
         mpp=config.mpp,
         magnification=config.magnification,
-        encoder=config.encoder,
+        encoder=config.encoder_name,
     )
     console = Console()
     table = Table(title=f"{config.to} in {escape(config.out)}", title_justify="left")

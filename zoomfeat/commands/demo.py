@@ -8,8 +8,7 @@ from rich.console import Console
 
 from zoomfeat.bags import Bag, inspect_table
 from zoomfeat.commands import extract
-from zoomfeat.conf.compose import compose_config
-from zoomfeat.conf.schema import DemoConfig
+from zoomfeat.conf.schema import DemoConfig, ExtractConfig
 from zoomfeat.files import make_folder
 from zoomfeat.slides.synthetic import MARK, make_slide
 
@@ -32,9 +31,10 @@ def run(config: DemoConfig) -> int:
             if not path.exists():
                 make_slide(path, seed=seed, size=size, mpp=mpp)
     console.print(f"{len(_SLIDES)} slides in {folder} ({MARK})", highlight=False)
-    words = [f"slides={folder}", f"out={out / 'bags'}", f"encoder={config.encoder}", "magnifications=[20x,5x]"]
-    console.print(f"zoomfeat extract {' '.join(words)}", style="bold", highlight=False, soft_wrap=True)
-    code = extract.run(compose_config("extract", words))
+    job = ExtractConfig(slides=str(folder), out=str(out / "bags"), encoder=config.encoder)
+    words = f"slides={job.slides} out={job.out} encoder={job.encoder.name} magnifications=[20x,5x]"
+    console.print(f"zoomfeat extract {words}", style="bold", highlight=False, soft_wrap=True, markup=False)
+    code = extract.run(job)
     first = out / "bags" / f"{next(iter(_SLIDES))}.h5"
     console.print(inspect_table(first))
     fused = Bag.open(first).fused()

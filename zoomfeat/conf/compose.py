@@ -90,7 +90,7 @@ def _quoted(word: str) -> str:
     name, equals, value = word.partition("=")
     if not equals:
         raise ConfigurationError(f"{word!r} is not key=value", cure="Write for example out=bags")
-    if name in _VERBATIM and value not in ("", "null") and not re.fullmatch(r"[\w./~:@%+-]+", value):
+    if name in _VERBATIM and value not in ("", "null") and not re.fullmatch(r"[\w./~:@%+-]+", value, re.ASCII):
         escaped = value.replace("\\", "\\\\").replace("'", "\\'") if "'" in value or value.endswith("\\") else value
         return f"{name}='{escaped}'"
     if word == "encoder.conditioning=null":

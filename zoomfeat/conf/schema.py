@@ -99,7 +99,7 @@ class ConvertConfig:
     )
     mpp: float | None = key(None, "microns per pixel at level 0, where the source does not state it")
     magnification: str | None = key(None, "magnification of the patches, where the source does not state it")
-    encoder: str | None = key(None, "name of the encoder, where the source does not state it or holds several")
+    encoder_name: str | None = key(None, "name of the encoder, where the source does not state it or holds several")
 
 
 @dataclass
@@ -122,7 +122,7 @@ class DemoConfig:
     """Makes small synthetic slides and runs the main job on them, offline."""
 
     out: str = key("demo", "folder for the slides, the bags and the previews")
-    encoder: str = key("zoomldm-tiny", "any encoder of the registry")
+    encoder: EncoderConfig = key(REQUIRED, "patch encoder; zoomldm-tiny where not given")
 
 
 COMMAND_CONFIGS: dict[str, type] = {

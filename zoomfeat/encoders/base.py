@@ -56,7 +56,7 @@ class PatchEncoder(ABC):
 
     @abstractmethod
     def transform(self, images: NDArray[np.uint8]) -> Tensor:
-        """Patches ``(B, 256, 256, 3)`` uint8 as the network's input ``(B, 3, H, W)`` float32, resized and normalised."""
+        """Patches ``(B, 256, 256, 3)`` uint8 as network input ``(B, 3, H, W)`` float32, resized, normalised."""
 
     @abstractmethod
     def embed(self, inputs: Tensor, context: Tensor | None) -> Tensor:

@@ -42,7 +42,8 @@ _SUMMARIZER = {
     "proj_in": "dim_reduce", "proj_out": "final_proj", "norm_out": "layer_norm", "transformer.norm": "encoder.ln",
 }  # fmt: skip
 _SUMMARIZER_LAYER = {
-    "self_attn.in_proj_weight": "self_attention.in_proj_weight", "self_attn.in_proj_bias": "self_attention.in_proj_bias",
+    "self_attn.in_proj_weight": "self_attention.in_proj_weight",
+    "self_attn.in_proj_bias": "self_attention.in_proj_bias",
     "self_attn.out_proj": "self_attention.out_proj", "norm1": "ln_1", "norm2": "ln_2", "linear1": "mlp.0",
     "linear2": "mlp.3",
 }  # fmt: skip

@@ -56,9 +56,10 @@ def draw_preview(slide: Slide, mask: TissueMask, grid: Grid, path: str | Path) -
     font = ImageFont.load_default(18)
     header = 2 * _MARGIN + _LINE * (1 + len(legend))
     needed = max(font.getlength(text) for text in (path.stem, *(text for _, text in legend))) + 3 * _MARGIN + 18
-    # Patches overhang the slide to the right and at the bottom; leave room for the overhanging boxes.
+    # Patches overhang the slide to the right and at the bottom; leave room for that, but not for the whole of a
+    # patch that is many times larger than the slide.
     scale = (width / slide.width, height / slide.height)
-    right, bottom = (coarsest.coords + coarsest.size).max(axis=0) * scale
+    right, bottom = np.minimum((coarsest.coords + coarsest.size).max(axis=0) * scale, (1.5 * width, 1.5 * height))
     sheet = Image.new(
         "RGB",
         (int(max(width, right + 2, needed)), header + int(max(height, bottom + 2))),

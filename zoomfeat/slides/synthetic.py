@@ -73,9 +73,9 @@ def draw_tissue(size: tuple[int, int], mpp: float, seed: int) -> np.ndarray:
     image[tissue] = np.array(_STROMA) + 18 * fibres[tissue, None]
     _draw_nuclei(rng, image, tissue, mpp)
     _draw_glands(rng, image, tissue, mpp)  # over the nuclei, since a lumen is empty
-    image = cv2.GaussianBlur(image, (0, 0), 0.5 / mpp)  # the optics
-    image += rng.normal(0, 2.5, (height, width, 1)).astype(np.float32)  # the sensor
-    return np.clip(image, 0, 255).astype(np.uint8)
+    blurred = cv2.GaussianBlur(image, (0, 0), 0.5 / mpp)  # the optics
+    noisy = blurred + rng.normal(0, 2.5, (height, width, 1))  # the sensor
+    return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
 def _noise(rng: np.random.Generator, width: int, height: int, across: float, down: float) -> np.ndarray:

@@ -12,10 +12,10 @@ from types import ModuleType
 import pandas as pd
 
 from zoomfeat.bags.bag import Bag
-from zoomfeat.bags.files import make_folder, replacing
 from zoomfeat.bags.hdf5 import coords_attributes
 from zoomfeat.bags.layouts.base import Layout, select
 from zoomfeat.errors import ConfigurationError
+from zoomfeat.files import make_folder, replacing
 
 
 def _write(bag: Bag, root: Path, features: str) -> list[Path]:

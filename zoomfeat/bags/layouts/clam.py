@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoomfeat.bags.bag import Bag
-from zoomfeat.bags.files import make_folder, reading, replacing, require_dataset
+from zoomfeat.bags.files import reading, require_dataset
 from zoomfeat.bags.layouts.base import (
     Foreign,
     Hints,
@@ -31,6 +31,7 @@ from zoomfeat.bags.layouts.base import (
 from zoomfeat.bags.metadata import UNKNOWN, BagMetadata, decode_mpp, encode_mpp
 from zoomfeat.bags.scales import Scale, ScaleFeatures
 from zoomfeat.errors import BagInvalidError
+from zoomfeat.files import make_folder, replacing
 
 _CURE = "Point at CLAM's feature folder, the one that holds h5_files and pt_files"
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from zoomfeat.bags.bag import Bag
-from zoomfeat.bags.files import make_folder, reading, replacing, require_dataset
+from zoomfeat.bags.files import reading, require_dataset
 from zoomfeat.bags.hdf5 import stored_as
 from zoomfeat.bags.layouts.base import (
     Foreign,
@@ -29,6 +29,7 @@ from zoomfeat.bags.layouts.base import (
 )
 from zoomfeat.bags.scales import ScaleFeatures
 from zoomfeat.errors import BagInvalidError, ConfigurationError
+from zoomfeat.files import make_folder, replacing
 
 STAMP_VERSION = "2.1.0"
 """The STAMP version whose layout is written."""

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoomfeat.bags.bag import Bag
-from zoomfeat.bags.files import make_folder, replacing
 from zoomfeat.bags.layouts.base import (
     Foreign,
     Hints,
@@ -27,6 +26,7 @@ from zoomfeat.bags.layouts.base import (
 )
 from zoomfeat.bags.scales import ScaleFeatures
 from zoomfeat.errors import BagInvalidError, ConfigurationError
+from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import PATCH_SIZE
 
 

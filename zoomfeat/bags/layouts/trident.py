@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from zoomfeat.bags.bag import Bag
-from zoomfeat.bags.files import make_folder, reading, replacing, require_dataset
+from zoomfeat.bags.files import reading, require_dataset
 from zoomfeat.bags.hdf5 import coords_attributes
 from zoomfeat.bags.layouts.base import (
     Foreign,
@@ -31,6 +31,7 @@ from zoomfeat.bags.layouts.base import (
 from zoomfeat.bags.metadata import UNKNOWN, decode_mpp
 from zoomfeat.bags.scales import ScaleFeatures
 from zoomfeat.errors import BagInvalidError, ConfigurationError
+from zoomfeat.files import make_folder, replacing
 
 _NEEDED = ("patch_size", "patch_size_level0", "target_magnification")
 _CURE = "Point at TRIDENT's {mag}x_{size}px_{overlap}px_overlap folder or at the folder above it"
