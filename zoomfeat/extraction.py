@@ -236,6 +236,8 @@ def _existing(entry: SlideEntry, bag_path: Path, configuration: dict[str, Any]) 
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    if stored.get("name") != wanted.get("name"):  # of the encoder: its other keys are then no news
+        return [f"{prefix}name: {stored.get('name')} there, {wanted.get('name')} now"]
     found = []
     for key in sorted(stored.keys() | wanted.keys()):
         old, new = stored.get(key), wanted.get(key)

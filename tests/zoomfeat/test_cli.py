@@ -248,8 +248,9 @@ def test_the_demo_runs_the_main_job(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "SYNTHETIC" in text
     assert "fused: " in text
-    assert len(list((tmp_path / "demo" / "bags" / "previews").glob("*.png"))) == 3
-    assert Bag.open(tmp_path / "demo" / "bags" / "synthetic-20x.h5").metadata.encoder == "color-stats"
+    bags = tmp_path / "demo" / "color-stats"
+    assert len(list((bags / "previews").glob("*.png"))) == 3
+    assert Bag.open(bags / "synthetic-20x.h5").metadata.encoder == "color-stats"
 
 
 def test_descriptions_survive_missing_values():

@@ -32,12 +32,12 @@ def convert(
     source: str | Path,
     out: str | Path,
     to: str = "zoomfeat",
-    from_: str | None = None,
+    layout: str | None = None,
     *,
     features: str = "all",
     mpp: float | tuple[float, float] | None = None,
     magnification: str | None = None,
-    encoder: str | None = None,
+    encoder_name: str | None = None,
 ) -> list[Conversion]:
     """Convert one bag, or a folder of them, from one layout to another.
 
@@ -48,12 +48,12 @@ def convert(
         out: the folder to write to; made where missing.
         to: ``"zoomfeat"``, ``"fused"`` (a bag that also stores ``features_fused``), ``"trident"``, ``"clam"``,
             ``"stamp"``, ``"torchmil"`` or ``"anndata"``.
-        from_: ``"zoomfeat"``, ``"trident"``, ``"clam"``, ``"stamp"`` or ``"torchmil"``; None recognises it.
+        layout: ``"zoomfeat"``, ``"trident"``, ``"clam"``, ``"stamp"`` or ``"torchmil"``; None recognises it.
         features: what is written where a file holds one matrix: ``"all"`` for a folder a magnification,
             ``"finest"``, a magnification, or ``"fused"``.
         mpp: um/px of level 0, or its x and y, where the source does not state it.
         magnification: of the patches, where neither the files nor their folder state it.
-        encoder: name of the encoder, where the source does not state it or holds several.
+        encoder_name: of the features, where the source does not state it or holds several.
 
     Returns:
         One row a slide, in the order of their names.
@@ -63,9 +63,9 @@ def convert(
         ZoomfeatError: the source is a single file and cannot be converted.
     """
     source, out = Path(source), Path(out)
-    hints = Hints((mpp, mpp) if isinstance(mpp, float | int) else mpp, magnification, encoder)
+    hints = Hints((mpp, mpp) if isinstance(mpp, float | int) else mpp, magnification, encoder_name)
     target = _layout(to, tuple(LAYOUTS))
-    origin, slides = _find(source, from_, hints)
+    origin, slides = _find(source, layout, hints)
     make_folder(out)
     rows = [_convert_slide(slide, files, origin, target, out, features, hints) for slide, files in slides.items()]
     if source.is_file() and rows[0].error is not None:
@@ -84,22 +84,22 @@ def _convert_slide(
         return Conversion(slide, tuple(files), error=error)
 
 
-def _find(source: Path, from_: str | None, hints: Hints) -> tuple[Layout, dict[str, list[Path]]]:
+def _find(source: Path, layout: str | None, hints: Hints) -> tuple[Layout, dict[str, list[Path]]]:
     """The layout of a source and the files of each slide in it."""
     if not source.exists():
         raise ConfigurationError("no such file or folder", cure="Check the path", path=source)
-    readable = tuple(name for name, layout in LAYOUTS.items() if layout.read is not None)
-    for name in readable if from_ is None else (from_,):
-        layout = _layout(name, readable)
-        found = layout.files(source, hints) if layout.files is not None else []
+    readable = tuple(name for name, known in LAYOUTS.items() if known.read is not None)
+    for name in readable if layout is None else (layout,):
+        candidate = _layout(name, readable)
+        found = candidate.files(source, hints) if candidate.files is not None else []
         if found:
             slides: dict[str, list[Path]] = {}
             for slide, path in sorted(found):
                 slides.setdefault(slide, []).append(path)
-            return layout, slides
+            return candidate, slides
     raise ConfigurationError(
-        f"no bag of the layouts {', '.join(readable)}" if from_ is None else f"no bag of the {from_} layout",
-        cure="Point at a bag, at a folder of bags, or name the layout with from_=",
+        f"no bag of the layouts {', '.join(readable)}" if layout is None else f"no bag of the {layout} layout",
+        cure="Point at a bag, at a folder of bags, or name the layout with layout=",
         path=source,
     )
 

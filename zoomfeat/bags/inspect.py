@@ -37,8 +37,8 @@ def inspect_table(path: str | Path) -> Group:
 
 def _magnifications(bag: Bag) -> Table:
     table = Table(title=f"{bag.metadata.slide_id}: magnifications", title_justify="left")
-    for heading in ("magnification", "patches", "dim", "um/px", "patch, level-0 px", "mean", "std", "NaN rows"):
-        table.add_column(heading, justify="left" if heading == "magnification" else "right")
+    for heading in ("scale", "patches", "dim", "um/px", "level-0 px", "mean", "std", "NaN rows"):
+        table.add_column(heading, justify="left" if heading == "scale" else "right")
     for scale in bag.scales:
         table.add_row(*_row(scale))
     return table

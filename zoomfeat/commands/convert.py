@@ -16,11 +16,11 @@ def run(config: ConvertConfig) -> int:
         config.source,
         config.out,
         to=config.to,
-        from_=config.layout,
+        layout=config.layout,
         features=config.features,
         mpp=config.mpp,
         magnification=config.magnification,
-        encoder=config.encoder_name,
+        encoder_name=config.encoder_name,
     )
     console = Console()
     table = Table(title=f"{config.to} in {escape(config.out)}", title_justify="left")

@@ -31,13 +31,14 @@ def run(config: DemoConfig) -> int:
             if not path.exists():
                 make_slide(path, seed=seed, size=size, mpp=mpp)
     console.print(f"{len(_SLIDES)} slides in {folder} ({MARK})", highlight=False)
-    job = ExtractConfig(slides=str(folder), out=str(out / "bags"), encoder=config.encoder)
+    bags = out / config.encoder.name
+    job = ExtractConfig(slides=str(folder), out=str(bags), encoder=config.encoder)
     words = f"slides={job.slides} out={job.out} encoder={job.encoder.name} magnifications=[20x,5x]"
     console.print(f"zoomfeat extract {words}", style="bold", highlight=False, soft_wrap=True, markup=False)
     code = extract.run(job)
-    first = out / "bags" / f"{next(iter(_SLIDES))}.h5"
+    first = bags / f"{next(iter(_SLIDES))}.h5"
     console.print(inspect_table(first))
     fused = Bag.open(first).fused()
     console.print(f"fused: {fused.shape[0]} x {fused.shape[1]}, each 20x patch beside its 5x parent", highlight=False)
-    console.print(f"look at {out / 'bags' / 'previews' / first.stem}.png", highlight=False, soft_wrap=True)
+    console.print(f"look at {bags / 'previews' / first.stem}.png", highlight=False, soft_wrap=True)
     return code

@@ -50,6 +50,8 @@ def run(config: ExtractConfig) -> int:
     _write_config(config, out)
     reports = extract_all(entries, config, encoder, console)
     console.print(summary_table(reports, config, encoder))
+    if encoder.note:
+        console.print(f"NOTE {escape(encoder.note)}", style="bold yellow", highlight=False)
     return _conclude(reports, out, console)
 
 
@@ -78,7 +80,7 @@ def extract_all(
             )
             reports.append(report)
             if report.status == "failed":
-                progress.console.print(f"[red]failed[/] {escape(report.slide_id)}: {escape(report.error)}")
+                progress.console.print(f"[red]failed[/] {escape(report.slide_id)} ({report.stage})", highlight=False)
             _write_report(reports, config)
             progress.advance(cohort)
         progress.remove_task(patches)
@@ -102,14 +104,12 @@ def _write_report(reports: list[SlideReport], config: ExtractConfig) -> None:
 
 
 def summary_table(reports: list[SlideReport], config: ExtractConfig, encoder: PatchEncoder) -> Table:
-    """The run as a table; what a reader must know of the encoder stands in its caption."""
+    """The run as a table, a row a slide."""
     names = [str(m) for m in parse(config.magnifications)]
-    caption = f"{encoder.name}, {encoder.dim} features a patch and magnification"
-    if len(names) > 1:
-        caption += f", {encoder.dim * len(names)} fused"
-    if encoder.note:
-        caption += f"\nNOTE {encoder.note}"
-    table = Table(title="bags", title_justify="left", caption=caption, caption_justify="left")
+    width = (
+        f"{encoder.dim} features" if len(names) == 1 else f"{encoder.dim} features, {encoder.dim * len(names)} fused"
+    )
+    table = Table(title=f"{encoder.name}: {width}", title_justify="left")
     for heading in ("slide", "status", *names, "um/px", "seconds"):
         table.add_column(heading, justify="left" if heading in ("slide", "status") else "right")
     for report in reports:

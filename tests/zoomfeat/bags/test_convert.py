@@ -305,9 +305,9 @@ def test_trident_as_trident_writes_it(tmp_path):
 def test_trident_with_several_encoders_asks_which(tmp_path, saved, make_bag):
     for encoder in ("uni", "phikon"):
         convert(saved(make_bag(encoder=encoder)), tmp_path / "there", to="trident")
-    with pytest.raises(ConfigurationError, match=r"several encoders: phikon, uni\. Choose one with encoder="):
+    with pytest.raises(ConfigurationError, match=r"several encoders: phikon, uni\. Choose one with encoder_name="):
         convert(tmp_path / "there", tmp_path / "out")
-    assert _back(tmp_path / "there", tmp_path / "out", encoder="uni")[SLIDE].metadata.encoder == "uni"
+    assert _back(tmp_path / "there", tmp_path / "out", encoder_name="uni")[SLIDE].metadata.encoder == "uni"
     alone = tmp_path / "there" / "5x_256px_0px_overlap" / "features_phikon"
     assert _back(alone, tmp_path / "out")[SLIDE].magnifications == ("5x",)
     assert _back(alone / f"{SLIDE}.h5", tmp_path / "out")[SLIDE].metadata.encoder == "phikon"
@@ -345,7 +345,7 @@ def clam_root(tmp_path) -> Path:
 
 @pytest.mark.parametrize("source", [".", "h5_files/a.h5", "pt_files/a.pt"])
 def test_clam_as_clam_writes_it(clam_root, tmp_path, source):
-    bag = _back(clam_root / source, tmp_path / "out", magnification="10x", encoder="resnet50")["a"]
+    bag = _back(clam_root / source, tmp_path / "out", magnification="10x", encoder_name="resnet50")["a"]
     assert bag.scale("10x").patch_size_level0 == (1024, 1024)
     assert bag.scale("10x").patch_size == 256
     assert (bag.features == 2).all()
@@ -461,8 +461,8 @@ def test_um_per_px_fills_a_gap_and_never_contradicts(saved, make_bag, tmp_path):
     ("options", "error", "message"),
     [
         ({"to": "slideflow"}, ConfigurationError, "no layout 'slideflow'. Use one of trident, clam"),
-        ({"to": "clam", "from_": "anndata"}, ConfigurationError, "no layout 'anndata'. Use one of trident"),
-        ({"to": "clam", "from_": "torchmil"}, ConfigurationError, "no bag of the torchmil layout"),
+        ({"to": "clam", "layout": "anndata"}, ConfigurationError, "no layout 'anndata'. Use one of trident"),
+        ({"to": "clam", "layout": "torchmil"}, ConfigurationError, "no bag of the torchmil layout"),
         ({"to": "clam", "features": "10x"}, MagnificationError, "no magnification '10x'"),
     ],
 )

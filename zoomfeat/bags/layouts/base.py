@@ -235,7 +235,7 @@ def need_attributes(attributes: Mapping[str, Any], names: Iterable[str], path: P
     if missing:
         raise BagInvalidError(
             f"no attribute {', '.join(missing)}, expected the {layout} layout",
-            cure="Name the layout with from_=, or write the file again with the tool it comes from",
+            cure="Name the layout with layout=, or write the file again with the tool it comes from",
             path=path,
         )
     return [attributes[name] for name in names]

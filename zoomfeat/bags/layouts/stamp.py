@@ -35,7 +35,7 @@ STAMP_VERSION = "2.1.0"
 """The STAMP version whose layout is written."""
 
 _NEEDED = ("unit", "tile_size_um", "tile_size_px")
-_CURE = "Name the layout with from_="
+_CURE = "Name the layout with layout="
 
 
 def _write(bag: Bag, root: Path, features: str) -> list[Path]:

@@ -72,7 +72,7 @@ def _files(source: Path, hints: Hints) -> list[tuple[str, Path]]:
     if len(encoders) > 1:
         raise ConfigurationError(
             f"features of several encoders: {', '.join(sorted(encoders))}",
-            cure="Choose one with encoder=",
+            cure="Choose one with encoder_name=",
             path=source,
         )
     return [(path.stem, path) for path in paths]
