@@ -18,7 +18,8 @@ class Command:
     """One command of the command line.
 
     Attributes:
-        module: where its ``run(config) -> int`` lives (the exit code is returned).
+        module: where its ``run(config) -> int`` lives (the exit code is returned); named and not imported, so that
+            commands of the packages above this one are no imports upwards.
         example: one line that works.
         positional: the key that a word without ``=`` stands for.
     """
@@ -30,15 +31,18 @@ class Command:
 
 COMMANDS = {
     "extract": Command(
-        "extract", "zoomfeat extract slides=slides/ out=bags/ encoder=zoomldm-brca magnifications=[20x,5x]"
+        "zoomfeat.commands.extract",
+        "zoomfeat extract slides=slides/ out=bags/ encoder=zoomldm-brca magnifications=[20x,5x]",
     ),
-    "inspect": Command("inspect", "zoomfeat inspect bags/slide.h5", positional="bag"),
-    "convert": Command("convert", "zoomfeat convert source=bags/ to=clam out=clam/", positional="source"),
+    "inspect": Command("zoomfeat.commands.inspect", "zoomfeat inspect bags/slide.h5", positional="bag"),
+    "convert": Command(
+        "zoomfeat.commands.convert", "zoomfeat convert source=bags/ to=clam out=clam/", positional="source"
+    ),
     "convert-checkpoint": Command(
-        "convert_checkpoint", "zoomfeat convert-checkpoint weights=weights.ckpt out=zoomldm-brca/"
+        "zoomfeat.commands.convert_checkpoint", "zoomfeat convert-checkpoint weights=weights.ckpt out=zoomldm-brca/"
     ),
-    "encoders": Command("encoders", "zoomfeat encoders"),
-    "demo": Command("demo", "zoomfeat demo"),
+    "encoders": Command("zoomfeat.commands.encoders", "zoomfeat encoders"),
+    "demo": Command("zoomfeat.commands.demo", "zoomfeat demo"),
 }
 
 
@@ -91,7 +95,7 @@ def _run(name: str, words: list[str]) -> int:
         print(describe_config(name, words[:at] + words[at + 2 :]))
         return 0
     config = compose_config(name, words)
-    return importlib.import_module(f"zoomfeat.commands.{command.module}").run(config)
+    return importlib.import_module(command.module).run(config)
 
 
 def _overview() -> str:
