@@ -30,5 +30,8 @@ def run(config: ConvertConfig) -> int:
         table.add_row(escape(row.slide), str(len(row.written)), escape(str(row.error or "")))
     console.print(table)
     failed = sum(row.error is not None for row in rows)
-    console.print(f"{len(rows)} slides: {len(rows) - failed} converted, {failed} failed.", highlight=False)
+    console.print(
+        f"{len(rows)} {'slide' if len(rows) == 1 else 'slides'}: {len(rows) - failed} converted, {failed} failed.",
+        highlight=False,
+    )
     return 1 if failed else 0

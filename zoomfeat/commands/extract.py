@@ -131,7 +131,7 @@ def _conclude(reports: list[SlideReport], out: Path, console: Console) -> int:
     done = sum(report.status == "done" for report in reports)
     exists = sum(report.status == "exists" for report in reports)
     console.print(
-        f"{len(reports)} slides: {done} done, {exists} existed, {len(failed)} failed. Report: {out / 'report.csv'}",
+        f"{len(reports)} {'slide' if len(reports) == 1 else 'slides'}: {done} done, {exists} existed, {len(failed)} failed. Report: {out / 'report.csv'}",
         soft_wrap=True,
         highlight=False,
     )

@@ -165,7 +165,7 @@ def _released(folder: str, options: ZoomLDMConfig) -> ZoomLDM:
 
 @register
 def zoomldm_brca(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
-    """ZoomLDM trained on TCGA-BRCA, eight magnifications (960 features at the default tap); 5 GB from the hub."""
+    """ZoomLDM trained on TCGA-BRCA, eight magnifications (960 features at the default tap); 3.6 GB from the hub."""
     return ZoomLDMEncoder(_released("brca", options), options, magnification, device)
 
 
