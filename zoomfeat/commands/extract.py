@@ -130,8 +130,10 @@ def _conclude(reports: list[SlideReport], out: Path, console: Console) -> int:
         console.print(table)
     done = sum(report.status == "done" for report in reports)
     exists = sum(report.status == "exists" for report in reports)
+    slides_word = "slide" if len(reports) == 1 else "slides"
     console.print(
-        f"{len(reports)} {'slide' if len(reports) == 1 else 'slides'}: {done} done, {exists} existed, {len(failed)} failed. Report: {out / 'report.csv'}",
+        f"{len(reports)} {slides_word}: {done} done, {exists} existed, {len(failed)} failed. "
+        f"Report: {out / 'report.csv'}",
         soft_wrap=True,
         highlight=False,
     )
