@@ -22,11 +22,13 @@ class Command:
             commands of the packages above this one are no imports upwards.
         example: one line that works.
         positional: the key that a word without ``=`` stands for.
+        extra: the optional dependencies that it needs.
     """
 
     module: str
     example: str
     positional: str | None = None
+    extra: str | None = None
 
 
 COMMANDS = {
@@ -43,6 +45,26 @@ COMMANDS = {
     ),
     "encoders": Command("zoomfeat.commands.encoders", "zoomfeat encoders"),
     "demo": Command("zoomfeat.commands.demo", "zoomfeat demo"),
+    "prepare": Command(
+        "generation.commands.prepare",
+        "zoomfeat prepare slides=slides/ out=training/ ssl_encoder=uni first_stage=vq-f4.ckpt",
+        extra="training",
+    ),
+    "train-first-stage": Command(
+        "generation.commands.train_first_stage",
+        "zoomfeat train-first-stage data=training/ out=first-stage/ size=tiny",
+        extra="training",
+    ),
+    "train-ldm": Command(
+        "generation.commands.train_ldm",
+        "zoomfeat train-ldm data=training/ out=run/ first_stage=vq-f4.ckpt",
+        extra="training",
+    ),
+    "train-cdm": Command(
+        "generation.commands.train_cdm",
+        "zoomfeat train-cdm data=training/ model=zoomldm-brca/ out=cdm/",
+        extra="training",
+    ),
 }
 
 
@@ -95,7 +117,14 @@ def _run(name: str, words: list[str]) -> int:
         print(describe_config(name, words[:at] + words[at + 2 :]))
         return 0
     config = compose_config(name, words)
-    return importlib.import_module(command.module).run(config)
+    try:
+        module = importlib.import_module(command.module)
+    except ModuleNotFoundError as error:
+        if command.extra is None:
+            raise
+        cure = f"Install it with: pip install 'zoomfeat[{command.extra}]'"
+        raise ConfigurationError(f"{name} needs the package {error.name}", cure=cure) from error
+    return module.run(config)
 
 
 def _overview() -> str:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -155,27 +155,30 @@ def extract_slide(
     stages = _Stages()
     try:
         return _extract(entry, config, encoder, advance, stages)
-    except ZoomfeatError as error:
-        return SlideReport(
-            entry.slide_id,
-            entry.path,
-            "failed",
-            seconds=stages.seconds,
-            stage=stages.name,
-            error=error.problem,
-            cure=error.cure,
-        )
-    except Exception as error:  # one slide never ends a run; nothing is lost: type, text and traceback are kept
-        return SlideReport(
-            entry.slide_id,
-            entry.path,
-            "failed",
-            seconds=stages.seconds,
-            stage=stages.name,
-            error=f"{type(error).__name__}: {error}".replace("\n", " "),
-            cure="Unexpected: see the traceback in failures/, and report it",
-            details=traceback.format_exc(),
-        )
+    except Exception as error:  # one slide never ends a run
+        return failure(entry, error, stages.name, stages.seconds)
+
+
+def failure(
+    entry: SlideEntry, error: Exception, stage: str = "", seconds: dict[str, float] | None = None
+) -> SlideReport:
+    """The report of a slide that an error ended; of one that zoomfeat does not know it keeps type, text and traceback.
+
+    Args:
+        entry: the slide.
+        error: what ended it, being handled.
+        stage: where.
+        seconds: stage to seconds until then.
+    """
+    report = SlideReport(entry.slide_id, entry.path, "failed", seconds=seconds or {}, stage=stage)
+    if isinstance(error, ZoomfeatError):
+        return replace(report, error=error.problem, cure=error.cure)
+    return replace(
+        report,
+        error=f"{type(error).__name__}: {error}".replace("\n", " "),
+        cure="Unexpected: see the traceback in failures/, and report it",
+        details="".join(traceback.format_exception(error)),
+    )
 
 
 def _extract(

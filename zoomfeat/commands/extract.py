@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,33 +10,15 @@ import pandas as pd
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
-from rich.text import Text
 
 from zoomfeat.conf.schema import ExtractConfig
 from zoomfeat.encoders import PatchEncoder, load_encoder
 from zoomfeat.extraction import SlideReport, check_config, extract_slide, report_row
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import parse
+from zoomfeat.progress import progress_bar
 from zoomfeat.slides import SlideEntry, slides
-
-
-class _Rate(ProgressColumn):
-    """Patches a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} {task.fields['unit']}/s" if task.speed else "", style="cyan")
 
 
 def run(config: ExtractConfig) -> int:
@@ -52,7 +35,7 @@ def run(config: ExtractConfig) -> int:
     console.print(summary_table(reports, config, encoder))
     if encoder.note:
         console.print(f"NOTE {escape(encoder.note)}", style="bold yellow", highlight=False)
-    return _conclude(reports, out, console)
+    return conclude(reports, out, console)
 
 
 def extract_all(
@@ -60,17 +43,7 @@ def extract_all(
 ) -> list[SlideReport]:
     """Extracts slides one after the other, with progress; the report file grows with every slide."""
     reports: list[SlideReport] = []
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    ) as progress:
+    with progress_bar(console) as progress:
         cohort = progress.add_task("slides", total=len(entries), unit="slides")
         patches = progress.add_task("", total=None, unit="patches")
         for entry in entries:
@@ -81,7 +54,7 @@ def extract_all(
             reports.append(report)
             if report.status == "failed":
                 progress.console.print(f"[red]failed[/] {escape(report.slide_id)} ({report.stage})", highlight=False)
-            _write_report(reports, config)
+            write_report(reports, [str(m) for m in parse(config.magnifications)], Path(config.out))
             progress.advance(cohort)
         progress.remove_task(patches)
     return reports
@@ -92,11 +65,10 @@ def _write_config(config: ExtractConfig, out: Path) -> None:
         path.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
 
 
-def _write_report(reports: list[SlideReport], config: ExtractConfig) -> None:
-    out = Path(config.out)
-    magnifications = [str(m) for m in parse(config.magnifications)]
+def write_report(reports: list[SlideReport], magnifications: Sequence[str], out: Path) -> None:
+    """Writes ``report.csv``, and the traceback of the last slide where it has one."""
     with replacing(out / "report.csv") as path:
-        pd.DataFrame([report_row(r, magnifications) for r in reports]).to_csv(path, index=False)
+        pd.DataFrame([report_row(report, magnifications) for report in reports]).to_csv(path, index=False)
     last = reports[-1]
     if last.details:
         with replacing(make_folder(out / "failures") / f"{last.slide_id}.txt") as path:
@@ -119,7 +91,8 @@ def summary_table(reports: list[SlideReport], config: ExtractConfig, encoder: Pa
     return table
 
 
-def _conclude(reports: list[SlideReport], out: Path, console: Console) -> int:
+def conclude(reports: list[SlideReport], out: Path, console: Console) -> int:
+    """Prints the failed slides with their cures and the counts of all; the exit code, 1 where any failed."""
     failed = [report for report in reports if report.status == "failed"]
     if failed:
         table = Table(title="failed", title_justify="left", title_style="red")

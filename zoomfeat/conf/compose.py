@@ -82,7 +82,10 @@ def _compose(command: str, words: Sequence[str]) -> DictConfig:
 
 
 # Keys whose value is a path or a name, taken as it is typed: Hydra's grammar would trip over "My slides (2)".
-_VERBATIM = ("slides", "out", "bag", "source", "weights", "config", "encoder.weights")
+_VERBATIM = (
+    "slides", "out", "bag", "source", "weights", "config", "encoder.weights", "data", "first_stage", "init",
+    "ssl_weights", "init_unet", "model",
+)  # fmt: skip
 _LISTS = ("magnifications", "encoder.taps")
 
 

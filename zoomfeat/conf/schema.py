@@ -125,6 +125,109 @@ class DemoConfig:
     encoder: EncoderConfig = key(REQUIRED, "patch encoder; zoomldm-tiny where not given")
 
 
+@dataclass
+class PrepareConfig:
+    """Slides in, a multi-scale training set for ZoomLDM out."""
+
+    slides: str = key(
+        REQUIRED, "folder of slides (searched below too), one slide, or a manifest CSV: path[,slide_id][,mpp]"
+    )
+    out: str = key(REQUIRED, "folder of the set: data, index.json and report.csv; not inside the slide folder")
+    magnifications: list[str] = key(
+        ["20x", "10x", "5x", "2.5x", "1.25x", "0.625x", "0.3125x", "0.15625x"], "which of these to make"
+    )
+    ssl_encoder: str = key("uni", "encoder of the 20x patches under every patch; `zoomfeat encoders` lists all")
+    ssl_weights: str | None = key(None, "its weights on disk, for encoders that have that option")
+    first_stage: str | None = key(
+        None, "makes the latents: zoomldm-tiny, a ZoomLDM or first-stage folder, or a checkpoint; null: no latents"
+    )
+    mpp: float | None = key(
+        None, "microns per pixel of slides whose metadata give none; a manifest's mpp column wins over both"
+    )
+    min_tissue: float = key(0.5, "share of a 20x patch that must be tissue, 0 to 1")
+    min_tissue_coarsest: float = key(
+        0.1, "the same at 0.15625x; from 20x to there it falls by the same factor at each step"
+    )
+    unpooled: bool = key(True, "also store the embedding grids as they are, not only pooled to at most 8 x 8")
+    device: str = key("auto", "where encoder and first stage run: auto, cpu, cuda, cuda:1")
+    batch_size: int = key(16, "patches at once on a GPU (a CPU takes them one by one); never changes the set")
+    workers: int = key(2, "threads that read ahead, and as many that compress images")
+
+
+@dataclass
+class TrainConfig:
+    """What every training run takes."""
+
+    data: str = key(REQUIRED, "training set: a folder that `zoomfeat prepare` wrote, or a released demo data set")
+    out: str = key(REQUIRED, "folder for checkpoints, metrics.csv and pictures; the same command goes on from it")
+    size: str = key("full", "architecture: full (the released sizes) or tiny; a loaded model brings its own")
+    steps: int = key(100_000, "optimiser steps in all; a resumed run may ask for more")
+    batch_size: int = key(64, "samples a step, of all processes and accumulated micro-batches together")
+    accumulate: int = key(1, "micro-batches whose gradients add up to one step, to save memory")
+    learning_rate: float = key(2e-5, "learning rate of AdamW, after the warm-up")
+    weight_decay: float = key(0.01, "weight decay of AdamW")
+    warmup: int = key(1000, "steps over which the learning rate rises linearly")
+    max_grad_norm: float | None = key(None, "clip the gradient to this norm; null, as published: do not clip")
+    mixed_precision: str = key("no", "no, bf16 or fp16")
+    seed: int = key(0, "decides fresh weights, the order of items, timesteps, noise and what is held out")
+    held_out: float = key(0.05, "share of the slides that is kept for validation, 0 to below 1")
+    validate_every: int = key(1000, "steps between validations; 0: never")
+    validation_items: int = key(32, "held-out items of each magnification in a validation")
+    sample_every: int = key(1000, "steps between pictures in out/samples: samples, or reconstructions; 0: never")
+    checkpoint_every: int = key(1000, "steps between checkpoints")
+    keep: int = key(2, "how many of the newest checkpoints stay")
+    log_every: int = key(10, "steps that one row of metrics.csv averages")
+    workers: int = key(2, "processes that read data ahead")
+    tracker: str = key("none", "where accelerate also reports to: none, tensorboard, wandb, mlflow, ...")
+    device: str = key("auto", "auto (what accelerate finds) or cpu")
+
+
+@dataclass
+class TrainLDMConfig(TrainConfig):
+    """Trains ZoomLDM: denoiser and Summarizer jointly."""
+
+    first_stage: str | None = key(
+        None, "the frozen first stage: a ZoomLDM or first-stage folder, or a CompVis checkpoint such as VQ-f4's"
+    )
+    init: str | None = key(None, "a ZoomLDM (folder or weights.ckpt) to continue from; it brings its first stage")
+    init_unet: str | None = key(None, "a latent-diffusion checkpoint (CompVis layout) that the denoiser starts from")
+    magnifications: list[str] = key([], "train on these; none named: on all that the data hold")
+    summarizer_layers: int | None = key(None, "depth of the Summarizer; null: that of the size (12, tiny 4)")
+    magnification_token: bool = key(True, "false: the Summarizer is not told the magnification (an ablation)")
+    drop_condition: float = key(0.1, "probability of the null condition, 0 to 1")
+    ema_decay: float = key(0.9999, "of the denoiser's averaged weights, which checkpoints export")
+    gradient_checkpointing: bool = key(False, "recompute the denoiser's activations: less memory, more time")
+    sample_steps: int = key(50, "DDIM steps of those samples")
+    guidance: float = key(2.0, "classifier-free guidance of those samples; 1 is none")
+
+
+@dataclass
+class TrainFirstStageConfig(TrainConfig):
+    """Trains or fine-tunes a VQ first stage."""
+
+    init: str | None = key(
+        None, "start from: a ZoomLDM or first-stage folder, or a CompVis checkpoint; null: fresh weights"
+    )
+    codebook_weight: float = key(1.0, "of the codebook and commitment loss against the reconstruction's")
+    adversarial_weight: float = key(0.0, "of the patch discriminator's verdict; 0: none is trained")
+    adversarial_start: int = key(10_000, "steps before the discriminator counts")
+
+
+@dataclass
+class TrainCDMConfig(TrainConfig):
+    """Trains the conditioning model: Summarizer tokens from a magnification alone."""
+
+    model: str = key(REQUIRED, "the ZoomLDM (folder or weights.ckpt) whose frozen Summarizer makes the tokens")
+    size: str = key("full", "of the network: full (the published DiT-B) or tiny; init= brings its own")
+    batch_size: int = key(256, "samples a step, of all processes and accumulated micro-batches together")
+    learning_rate: float = key(1e-4, "learning rate of AdamW, after the warm-up")
+    weight_decay: float = key(0.0, "weight decay of AdamW")
+    sample_every: int = key(0, "without effect: tokens have no picture")
+    init: str | None = key(None, "a conditioning model (folder, or the release's checkpoint) to continue from")
+    magnifications: list[str] = key([], "train on these; none named: on all that the data hold")
+    ema_decay: float = key(0.9999, "of the averaged weights, which checkpoints export")
+
+
 COMMAND_CONFIGS: dict[str, type] = {
     "extract": ExtractConfig,
     "inspect": InspectConfig,
@@ -132,6 +235,10 @@ COMMAND_CONFIGS: dict[str, type] = {
     "convert-checkpoint": ConvertCheckpointConfig,
     "encoders": EncodersConfig,
     "demo": DemoConfig,
+    "prepare": PrepareConfig,
+    "train-first-stage": TrainFirstStageConfig,
+    "train-ldm": TrainLDMConfig,
+    "train-cdm": TrainCDMConfig,
 }
 """The class of each command's keys; the YAML of the same name holds what Hydra composes."""
 

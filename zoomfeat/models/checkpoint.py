@@ -112,13 +112,16 @@ def _summarizer_key(key: str) -> str:
 
 
 def release_keys(modules: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """For each module (``unet``, ``vae``, ``summarizer``): its keys, and the release's name of each."""
-    levels = len(modules["vae"].config.block_out_channels)
-    return {
-        "unet": {k: f"model.diffusion_model.{_unet_key(k, modules['unet'])}" for k in modules["unet"].state_dict()},
-        "vae": {k: f"first_stage_model.{_first_stage_key(k, levels)}" for k in modules["vae"].state_dict()},
-        "summarizer": {k: f"cond_stage_model.{_summarizer_key(k)}" for k in modules["summarizer"].state_dict()},
-    }
+    """For each module given (any of ``unet``, ``vae``, ``summarizer``): its keys, and the release's name of each."""
+    names = {}
+    if unet := modules.get("unet"):
+        names["unet"] = {k: f"model.diffusion_model.{_unet_key(k, unet)}" for k in unet.state_dict()}
+    if vae := modules.get("vae"):
+        levels = len(vae.config.block_out_channels)
+        names["vae"] = {k: f"first_stage_model.{_first_stage_key(k, levels)}" for k in vae.state_dict()}
+    if summarizer := modules.get("summarizer"):
+        names["summarizer"] = {k: f"cond_stage_model.{_summarizer_key(k)}" for k in summarizer.state_dict()}
+    return names
 
 
 def ema_key(raw: str) -> str:

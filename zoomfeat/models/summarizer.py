@@ -51,6 +51,8 @@ class Summarizer(ModelMixin, ConfigMixin):
         num_magnifications: steps of the ladder.
         num_tokens: length of the embedding sequence without the magnification token.
         dropout: dropout inside the layers, in training.
+        magnification_token: false, for ablations: token 0 is the same at every magnification. The sequence keeps its
+            length, so that everything downstream does too.
     """
 
     @register_to_config
@@ -65,6 +67,7 @@ class Summarizer(ModelMixin, ConfigMixin):
         num_magnifications: int = 8,
         num_tokens: int = MAX_GRID**2,
         dropout: float = 0.0,
+        magnification_token: bool = True,
     ) -> None:
         super().__init__()
         self.pad_token = nn.Parameter(torch.zeros(1, 1, hidden_dim))
@@ -136,6 +139,8 @@ class Summarizer(ModelMixin, ConfigMixin):
         """
         sequence = self.place(list(grids))
         index = torch.as_tensor(magnification, device=sequence.device).expand(len(sequence))
+        if not self.config.magnification_token:
+            index = torch.zeros_like(index)
         sequence = torch.cat([self.magnification_embedding(index)[:, None], sequence], dim=1)
         sequence = self.transformer(sequence + self.position_embedding)
         return self.norm_out(self.proj_out(sequence))
