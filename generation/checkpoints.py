@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError, ZoomfeatError
-from zoomfeat.files import make_folder
+from zoomfeat.files import make_folder, sync
 
 _RECORD = "run.json"
 
@@ -67,7 +66,7 @@ class Checkpoints:
             if accelerator.is_main_process:
                 _sync_tree(temporary)
                 temporary.rename(final)
-                _sync(self.folder)
+                sync(self.folder)
                 for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
                     shutil.rmtree(old)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
@@ -119,14 +118,6 @@ class Checkpoints:
             )
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
+        sync(path)

@@ -9,8 +9,6 @@ weights are the release's own, so a released checkpoint needs no mapping.
 from __future__ import annotations
 
 import argparse
-import pickle
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,7 @@ from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError, MagnificationError
-from zoomfeat.models.weights import read_module_keys
+from zoomfeat.models.weights import load_module, read_checkpoint
 
 SIZES: dict[str, dict[str, int]] = {
     "S": {"hidden_dim": 384, "num_layers": 12, "num_heads": 6},
@@ -198,40 +196,14 @@ class ConditioningDiT(ModelMixin, ConfigMixin):
         path = Path(path)
         if not path.is_dir():
             return cls.from_checkpoint(path, ema=ema)
-        try:
-            model = cls.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointMismatchError(
-                f"not a folder of a conditioning model ({str(error).splitlines()[0]})",
-                path=path,
-                cure="Give the folder that `zoomfeat train-cdm` wrote, or the release's checkpoint",
-            ) from error
-        # diffusers fills what a file lacks with fresh random weights, and says so only in its log.
-        if wrong := model.state_dict().keys() ^ read_module_keys(path):
-            raise CheckpointMismatchError(
-                f"{len(wrong)} keys are missing or extra, first {min(wrong)}",
-                path=path,
-                cure="Copy the folder again from its source",
-            )
-        return model.eval()
+        return load_module(cls, path, "Give the folder that `zoomfeat train-cdm` wrote, or the release's checkpoint")
 
 
 def _read_release(path: Path, weights: str) -> dict[str, Tensor]:
     """One of the state dicts of a released checkpoint (``model``, ``ema``, ``opt``, ``args``)."""
-    try:
-        # The release stores its command line beside the weights: that one class is allowed, and holds data only.
-        # Mapped, since the optimiser, two thirds of the file, is never read.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        # torch's own message advises to load it all the same; only the name of the offending object is of use.
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"its pickle calls {named[1]}" if named else getattr(error, "strerror", None) or type(error).__name__
-        raise CheckpointMismatchError(
-            f"not readable as a safe checkpoint ({reason})",
-            path=path,
-            cure="Code is never run from a checkpoint; get the file whole from its original source",
-        ) from error
+    # The release stores its command line beside the weights: that one class is allowed, and holds data only.
+    # Mapped, since the optimiser, two thirds of the file, is never read.
+    checkpoint = read_checkpoint(path, allow=[argparse.Namespace], mapped=True)
     state = checkpoint.get(weights) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointMismatchError(

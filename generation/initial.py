@@ -14,6 +14,7 @@ from zoomfeat.errors import CheckpointMismatchError, ConfigurationError
 from zoomfeat.magnification import PATCH_SIZE
 from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
 from zoomfeat.models.summarizer import Summarizer
+from zoomfeat.models.weights import load_module
 from zoomfeat.models.zoomldm import ZoomLDM
 
 # The released sizes, and those of `zoomldm-tiny`.
@@ -44,14 +45,9 @@ def initial_first_stage(size: str, init: str | None, seed: int = 0) -> VQModel:
     """
     if init is not None and Path(init).is_dir():
         folder = Path(init) / "vae" if (Path(init) / "vae").is_dir() else Path(init)
-        try:
-            return VQModel.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise CheckpointMismatchError(
-                f"holds no first stage ({str(error).splitlines()[0]})",
-                path=init,
-                cure="Give a ZoomLDM folder, a folder of train-first-stage, or a CompVis checkpoint",
-            ) from error
+        return load_module(
+            VQModel, folder, "Give a ZoomLDM folder, a folder of train-first-stage, or a CompVis checkpoint"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = build_first_stage(**_FIRST_STAGES[size], sample_size=PATCH_SIZE)

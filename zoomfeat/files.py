@@ -30,9 +30,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:  # h5py and torch raise the latter where the disk is full
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ZoomfeatError(
@@ -60,7 +60,7 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until what was written to a file, or renamed in a folder, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -160,17 +160,17 @@ def test_allowing_the_arguments_does_not_outlast_the_load(release):
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 broken zip"])
 def test_garbage_is_refused(release, content):
     release.write_bytes(content)
-    with pytest.raises(CheckpointMismatchError, match="get the file whole"):
+    with pytest.raises(CheckpointMismatchError, match=r"not (a safe|readable as a) checkpoint"):
         _load(release)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointMismatchError, match=r"absent.*No such file"):
+    with pytest.raises(CheckpointMismatchError, match=r"absent.*no such file"):
         ConditioningDiT.load(tmp_path / "absent.pt")
 
 
 def test_a_folder_that_lacks_weights_is_refused(tmp_path):
-    with pytest.raises(CheckpointMismatchError, match="not a folder of a conditioning model"):
+    with pytest.raises(CheckpointMismatchError, match="not a ConditioningDiT folder"):
         ConditioningDiT.load(tmp_path)
     _model().save_pretrained(tmp_path)
     file = tmp_path / "diffusion_pytorch_model.safetensors"

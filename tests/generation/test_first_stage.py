@@ -160,5 +160,5 @@ def test_a_start_that_cannot_be_is_refused(tmp_path, small_model):
         initial_model(ldm_config(tmp_path), embedding_dim=20)
     with pytest.raises(CheckpointMismatchError, match="embeddings of width 12, the data's have 20"):
         initial_model(ldm_config(tmp_path, f"init={small_model}"), embedding_dim=20)
-    with pytest.raises(CheckpointMismatchError, match="holds no first stage"):
+    with pytest.raises(CheckpointMismatchError, match="not a VQModel folder"):
         initial_first_stage("tiny", str(tmp_path))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from diffusers import ModelMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from zoomfeat.errors import CheckpointMismatchError
+
+M = TypeVar("M", bound=ModelMixin)
 
 
 def hash_weights(modules: Mapping[str, nn.Module]) -> str:
@@ -27,31 +31,46 @@ def hash_weights(modules: Mapping[str, nn.Module]) -> str:
     return digest.hexdigest()
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """A flat state dict, also from below a ``state_dict`` wrapper; never runs code from the file.
+def read_checkpoint(path: str | Path, allow: Sequence[type] = (), *, mapped: bool = False) -> Any:
+    """What a PyTorch checkpoint holds, on the CPU; never runs code from the file.
+
+    Args:
+        path: the file.
+        allow: classes that may stand beside tensors; only such as hold data.
+        mapped: leave tensors on disk until they are used.
 
     Raises:
-        CheckpointMismatchError: no such file, not a checkpoint, or a pickle that holds more than tensors.
+        CheckpointMismatchError: no such file, not a checkpoint, or a pickle that holds other objects.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        with torch.serialization.safe_globals(list(allow)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
-        raise CheckpointMismatchError("no such file", path=path, cure="Give the path of weights.ckpt") from None
-    except pickle.UnpicklingError as error:
+        raise CheckpointMismatchError("no such file", path=path, cure="Give the path of the checkpoint") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         # torch's own message advises to load it all the same; only the name of the offending object is of use.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        problem = f"its pickle calls {named[1]}" if named else "its pickle is damaged or holds more than tensors"
-        raise CheckpointMismatchError(
-            f"not a safe checkpoint: {problem}",
-            path=path,
-            cure="Only tensors are loaded and code is never run; get the file from its original source",
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+        if named or isinstance(error, pickle.UnpicklingError):
+            problem = f"its pickle calls {named[1]}" if named else "its pickle is damaged or holds more than tensors"
+            raise CheckpointMismatchError(
+                f"not a safe checkpoint: {problem}",
+                path=path,
+                cure="Only tensors are loaded and code is never run; get the file from its original source",
+            ) from error
         raise CheckpointMismatchError(
             f"not readable as a checkpoint ({type(error).__name__})",
             path=path,
             cure="Is the download complete? Compare its size with the source",
         ) from error
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """A flat state dict, also from below a ``state_dict`` wrapper.
+
+    Raises:
+        CheckpointMismatchError: as :func:`read_checkpoint`, or the file holds something else.
+    """
+    state = read_checkpoint(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -59,6 +78,47 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "holds no flat state dict of tensors", path=path, cure="Give the release's weights.ckpt"
         )
     return state
+
+
+def load_module(kind: type[M], folder: Path, cure: str) -> M:
+    """A diffusers module from the folder that its ``save_pretrained`` wrote, in evaluation mode.
+
+    Args:
+        kind: its class.
+        folder: where it is.
+        cure: what helps where it is not there.
+
+    Raises:
+        CheckpointMismatchError: no such module there, or an incomplete one.
+    """
+    try:
+        module = kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointMismatchError(
+            f"not a {kind.__name__} folder ({str(error).splitlines()[0]})", path=folder, cure=cure
+        ) from error
+    check_complete(module, folder)
+    return module.eval()
+
+
+def check_complete(module: nn.Module, folder: Path) -> None:
+    """Holds a module against the safetensors it was loaded from.
+
+    diffusers fills what a file lacks with fresh random weights, and says so only in its log.
+
+    Raises:
+        CheckpointMismatchError: keys are missing or extra.
+    """
+    found: set[str] = set()
+    for file in folder.glob("diffusion_pytorch_model*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            found.update(tensors.keys())
+    if wrong := module.state_dict().keys() ^ found:
+        raise CheckpointMismatchError(
+            f"{len(wrong)} keys are missing or extra, first {min(wrong)}",
+            path=folder,
+            cure="Copy the folder again from its source",
+        )
 
 
 def fetch(repository: str, filename: str) -> Path:
@@ -75,12 +135,3 @@ def fetch(repository: str, filename: str) -> Path:
             cure="Offline? Download it elsewhere and give encoder.weights=path. Gated? Accept its terms on the "
             "model page and log in with `hf auth login`",
         ) from error
-
-
-def read_module_keys(folder: Path) -> set[str]:
-    """Names of the weights in a module's folder that diffusers saved as safetensors, in one file or several."""
-    keys: set[str] = set()
-    for file in folder.glob("diffusion_pytorch_model*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            keys.update(tensors.keys())
-    return keys

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoomfeat.errors import CheckpointMismatchError
 from zoomfeat.models.checkpoint import load_checkpoint
 from zoomfeat.models.summarizer import Summarizer
-from zoomfeat.models.weights import hash_weights, read_module_keys
+from zoomfeat.models.weights import check_complete, hash_weights
 
 PARTS = ("vae", "unet", "summarizer")
 """The modules that hold weights."""
@@ -76,14 +76,7 @@ class ZoomLDM(DiffusionPipeline):
                 cure="Give a folder that `zoomfeat convert-checkpoint` wrote, or the release's weights.ckpt",
             ) from error
         for part in PARTS:
-            # diffusers fills what a file lacks with fresh random weights, and says so only in its log.
-            expected, found = set(getattr(bundle, part).state_dict()), read_module_keys(path / part)
-            if expected != found:
-                raise CheckpointMismatchError(
-                    f"{len(expected ^ found)} keys of {part} are missing or extra, first {min(expected ^ found)}",
-                    path=path,
-                    cure="Convert the checkpoint again",
-                )
+            check_complete(getattr(bundle, part), path / part)
         return bundle
 
     @torch.no_grad()
