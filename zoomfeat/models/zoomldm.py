@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, VQModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from zoomfeat.errors import CheckpointMismatchError
@@ -67,6 +68,7 @@ class ZoomLDM(DiffusionPipeline):
             return cls.from_checkpoint(path, ema=ema)
         if (path / "weights.ckpt").is_file():
             return cls.from_checkpoint(path / "weights.ckpt", ema=ema)
+        diffusers_logging.disable_progress_bar()  # four folders of a local disk need none
         try:
             bundle = cls.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, RuntimeError, AttributeError) as error:
@@ -75,6 +77,8 @@ class ZoomLDM(DiffusionPipeline):
                 path=path,
                 cure="Give a folder that `zoomfeat convert-checkpoint` wrote, or the release's weights.ckpt",
             ) from error
+        finally:
+            diffusers_logging.enable_progress_bar()
         for part in PARTS:
             check_complete(getattr(bundle, part), path / part)
         return bundle
