@@ -1,0 +1,97 @@
+"""What one or several models say about one slide, with an interval that is called what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Output:
+    """One number of a prediction.
+
+    Attributes:
+        name: of the class, or what the number is (``score``, ``risk``).
+        value: the number; the mean over models where there are several.
+        low: lower end of its interval; None without one.
+        high: upper end.
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction of one slide.
+
+    Attributes:
+        kind: ``probability`` (one output a class), ``score`` or ``risk`` (one output).
+        outputs: the numbers.
+        interval: what their interval is, in a sentence or two for the reader.
+    """
+
+    kind: str
+    outputs: tuple[Output, ...]
+    interval: str
+
+    @property
+    def best(self) -> Output:
+        """The output with the largest value: of probabilities, the predicted class."""
+        return max(self.outputs, key=lambda output: output.value)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether the outputs carry an interval."""
+        return self.outputs[0].low is not None
+
+
+def of_models(kind: str, names: Sequence[str], values: NDArray[np.floating]) -> Prediction:
+    """The mean of several models with their range; the plain value of one.
+
+    Args:
+        kind: see `Prediction`.
+        names: of the outputs.
+        values: (K, C), a row a model, a column an output.
+    """
+    count = len(values)
+    if count == 1:
+        outputs = tuple(Output(name, float(value)) for name, value in zip(names, values[0], strict=True))
+        return Prediction(kind, outputs, "One model, without an interval.")
+    columns = zip(names, values.mean(axis=0), values.min(axis=0), values.max(axis=0), strict=True)
+    return Prediction(
+        kind,
+        tuple(Output(name, float(mean), float(low), float(high)) for name, mean, low, high in columns),
+        f"Mean of {count} models; the range is the lowest and the highest of them. It shows how far models trained on "
+        "other folds or seeds agree on this slide, and is no confidence interval. A model that was trained on this "
+        "slide agrees too readily.",
+    )
+
+
+def of_resamples(
+    kind: str, names: Sequence[str], value: NDArray[np.floating], resampled: NDArray[np.floating], unit: str
+) -> Prediction:
+    """One model's value with the 95 % percentile interval of a bootstrap over the slide's patches.
+
+    Args:
+        kind: see `Prediction`.
+        names: of the outputs.
+        value: (C,), of the whole bag.
+        resampled: (B, C), of each resample (Efron and Tibshirani 1993, chapter 13: the percentile interval).
+        unit: what was drawn, for the sentence, for example ``5x patches, each with the 20x patches in it``.
+    """
+    low, high = np.percentile(resampled, (2.5, 97.5), axis=0)
+    return Prediction(
+        kind,
+        tuple(
+            Output(name, float(v), float(a), float(b)) for name, v, a, b in zip(names, value, low, high, strict=True)
+        ),
+        f"One model. The range holds 95 % of its predictions over {len(resampled)} bootstrap resamples of the slide's "
+        f"{unit}. It shows how much the prediction hangs on which tissue was seen, and says nothing of how sure the "
+        "model's training or the label is.",
+    )
