@@ -9,7 +9,7 @@ docs/bag-format.md specifies the file.
 """
 
 from zoomfeat.bags.bag import Bag, validate
-from zoomfeat.bags.convert import Conversion, convert
+from zoomfeat.bags.convert import Conversion, StoredBag, convert, stored_bags
 from zoomfeat.bags.hdf5 import SCHEMA
 from zoomfeat.bags.inspect import inspect_table
 from zoomfeat.bags.metadata import UNKNOWN, BagMetadata
@@ -23,9 +23,11 @@ __all__ = [
     "Conversion",
     "Scale",
     "ScaleFeatures",
+    "StoredBag",
     "StoredScale",
     "convert",
     "find_parents",
     "inspect_table",
+    "stored_bags",
     "validate",
 ]

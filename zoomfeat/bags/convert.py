@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from zoomfeat.bags.bag import Bag
 from zoomfeat.bags.layouts import LAYOUTS, Hints, Layout
 from zoomfeat.bags.layouts.base import apply_mpp
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
@@ -26,6 +27,32 @@ class Conversion:
     source: tuple[Path, ...]
     written: tuple[Path, ...] = ()
     error: ZoomfeatError | None = None
+
+
+@dataclass(frozen=True)
+class StoredBag:
+    """A bag on disk in any layout that is read, not yet opened.
+
+    Attributes:
+        slide: its name.
+        files: what holds it, a file a magnification.
+        layout: of the files.
+        hints: what the user knows beyond them.
+    """
+
+    slide: str
+    files: tuple[Path, ...]
+    layout: Layout
+    hints: Hints
+
+    def open(self) -> Bag:
+        """The bag; features of a zoomfeat bag stay on disk, those of other layouts are in memory.
+
+        Raises:
+            ZoomfeatError: the files are damaged, or do not say all that a bag needs.
+        """
+        assert self.layout.read is not None  # only such layouts are found
+        return apply_mpp(self.layout.read(self.slide, list(self.files), self.hints), self.hints)
 
 
 def convert(
@@ -63,25 +90,48 @@ def convert(
         ZoomfeatError: the source is a single file and cannot be converted.
     """
     source, out = Path(source), Path(out)
-    hints = Hints((mpp, mpp) if isinstance(mpp, float | int) else mpp, magnification, encoder_name)
     target = _layout(to, tuple(LAYOUTS))
-    origin, slides = _find(source, layout, hints)
+    found = stored_bags(source, layout, mpp=mpp, magnification=magnification, encoder_name=encoder_name)
     make_folder(out)
-    rows = [_convert_slide(slide, files, origin, target, out, features, hints) for slide, files in slides.items()]
+    rows = [_convert_slide(stored, target, out, features) for stored in found]
     if source.is_file() and rows[0].error is not None:
         raise rows[0].error
     return rows
 
 
-def _convert_slide(
-    slide: str, files: list[Path], origin: Layout, target: Layout, out: Path, features: str, hints: Hints
-) -> Conversion:
-    assert origin.read is not None  # _find returns layouts that can be read
+def stored_bags(
+    source: str | Path,
+    layout: str | None = None,
+    *,
+    mpp: float | tuple[float, float] | None = None,
+    magnification: str | None = None,
+    encoder_name: str | None = None,
+) -> list[StoredBag]:
+    """The bags that a file or a folder holds, in any layout that is read; none is opened yet.
+
+    Args:
+        source: see `convert`, as for all others.
+        layout: of the source.
+        mpp: um/px of level 0.
+        magnification: of the patches.
+        encoder_name: of the features.
+
+    Returns:
+        One a slide, in the order of their names.
+
+    Raises:
+        ConfigurationError: an unknown layout, or no bag at the source.
+    """
+    hints = Hints((mpp, mpp) if isinstance(mpp, float | int) else mpp, magnification, encoder_name)
+    origin, slides = _find(Path(source), layout, hints)
+    return [StoredBag(slide, tuple(files), origin, hints) for slide, files in slides.items()]
+
+
+def _convert_slide(stored: StoredBag, target: Layout, out: Path, features: str) -> Conversion:
     try:
-        bag = apply_mpp(origin.read(slide, files, hints), hints)
-        return Conversion(slide, tuple(files), written=tuple(target.write(bag, out, features)))
+        return Conversion(stored.slide, stored.files, written=tuple(target.write(stored.open(), out, features)))
     except ZoomfeatError as error:
-        return Conversion(slide, tuple(files), error=error)
+        return Conversion(stored.slide, stored.files, error=error)
 
 
 def _find(source: Path, layout: str | None, hints: Hints) -> tuple[Layout, dict[str, list[Path]]]:
