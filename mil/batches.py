@@ -1,0 +1,142 @@
+"""Bags into padded batches, read one batch ahead while the network computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mil.dataset import BagSource, Instances, load_instances
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which instances of a bag a training step sees.
+
+    Attributes:
+        max_instances: most instances of a bag and magnification; None for all.
+        dropout: share of instances left out at random.
+    """
+
+    max_instances: int | None = None
+    dropout: float = 0.0
+
+    def rows(self, count: int, rng: np.random.Generator) -> NDArray[np.intp] | None:
+        """Sorted rows to keep of ``count``, at least one; None for all."""
+        kept = count - int(rng.binomial(count, self.dropout)) if self.dropout else count
+        kept = max(1, min(kept, self.max_instances or kept))
+        return None if kept == count else np.sort(rng.choice(count, kept, replace=False))
+
+
+@dataclass(frozen=True)
+class BagReader:
+    """Reads bags as the network takes them: one matrix for each branch.
+
+    Attributes:
+        sources: the bags.
+        scales: magnifications, finest first.
+        fusion: ``"early"`` for one matrix of fused features, ``"late"`` for one a magnification.
+    """
+
+    sources: Sequence[BagSource]
+    scales: tuple[str, ...]
+    fusion: str
+
+    def read(self, bag: int, *, check: bool = False) -> list[NDArray[np.float32]]:
+        """The matrices (N_i, D_i) of one bag.
+
+        Raises:
+            BagInvalidError: the bag is damaged or, with ``check``, its features are not finite.
+        """
+        return self.branches(self.instances(bag, check=check))
+
+    def instances(self, bag: int, *, check: bool = False) -> Instances:
+        """One bag at the reader's magnifications."""
+        return load_instances(self.sources[bag], self.scales, check=check)
+
+    def branches(self, instances: Instances) -> list[NDArray[np.float32]]:
+        """The matrices (N_i, D_i) of instances in memory."""
+        return [instances.fused()] if self.fusion == "early" else list(instances.features.values())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several bags, padded to the longest.
+
+    Attributes:
+        bags: their places in the reader.
+        features: (B, N_i, D_i) float32 for each branch, 0 at padding.
+        masks: (B, N_i) bool for each branch, True for instances.
+    """
+
+    bags: NDArray[np.intp]
+    features: list[Tensor]
+    masks: list[Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+        return Batch(
+            self.bags,
+            [values.to(device, non_blocking=True) for values in self.features],
+            [mask.to(device, non_blocking=True) for mask in self.masks],
+        )
+
+
+def make_batch(bags: NDArray[np.intp], matrices: Sequence[Sequence[NDArray[np.float32]]]) -> Batch:
+    """Pads the matrices of several bags, one list of branches a bag."""
+    features, masks = [], []
+    for branch in zip(*matrices, strict=True):
+        longest = max(len(matrix) for matrix in branch)
+        padded = torch.zeros(len(branch), longest, branch[0].shape[1])
+        mask = torch.zeros(len(branch), longest, dtype=torch.bool)
+        for place, matrix in enumerate(branch):
+            padded[place, : len(matrix)] = torch.from_numpy(matrix)
+            mask[place, : len(matrix)] = True
+        features.append(padded)
+        masks.append(mask)
+    return Batch(bags, features, masks)
+
+
+def read_batches(
+    reader: BagReader,
+    groups: Sequence[NDArray[np.intp]],
+    sampling: Sampling | None = None,
+    seed: Sequence[int] = (0,),
+    *,
+    check: bool = False,
+) -> Iterator[Batch]:
+    """Yields one batch for each group of bags; the next is read while the caller works on this one.
+
+    Args:
+        reader: of the bags.
+        groups: which bags make each batch.
+        sampling: of instances; None for all of them.
+        seed: fixes the sampling, together with the place of the batch.
+        check: refuse features that are not finite.
+    """
+
+    def read(place: int) -> Batch:
+        rng = np.random.default_rng([*seed, place])
+        matrices = []
+        for bag in groups[place]:
+            branches = reader.read(int(bag), check=check)
+            if sampling is not None:
+                rows = [sampling.rows(len(branch), rng) for branch in branches]
+                branches = [
+                    branch if kept is None else branch[kept] for branch, kept in zip(branches, rows, strict=True)
+                ]
+            matrices.append(branches)
+        return make_batch(np.asarray(groups[place]), matrices)
+
+    with ThreadPoolExecutor(max_workers=1) as reading:
+        ahead = reading.submit(read, 0) if groups else None
+        for place in range(len(groups)):
+            assert ahead is not None
+            batch = ahead.result()
+            ahead = reading.submit(read, place + 1) if place + 1 < len(groups) else None
+            yield batch

@@ -1,0 +1,226 @@
+"""The training loop of all estimators, and prediction."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from mil.batches import BagReader, Batch, Sampling, read_batches
+from mil.heads.network import Network, NetworkOutput
+from mil.objectives import CrossEntropy, Objective
+from zoomfeat.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the training bags.
+        learning_rate: of AdamW at its highest; a cosine takes it to 0.
+        weight_decay: of AdamW.
+        batch_size: bags in memory at once.
+        accumulate: batches a step of the optimizer.
+        sampling: which instances of a bag a step sees.
+        patience: epochs without a better loss on the validation bags before training stops.
+        seed: fixes order, sampling and dropout.
+        verbose: show a progress bar.
+    """
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    accumulate: int
+    sampling: Sampling
+    patience: int
+    seed: int
+    verbose: bool
+
+
+@dataclass
+class Targets:
+    """What the network shall learn about bags.
+
+    Attributes:
+        values: one row a bag of the reader, as the objective takes them.
+        objective: what training minimises.
+        draw: (bags,) chance of each bag at each draw of an epoch; None for each bag once an epoch.
+    """
+
+    values: Tensor
+    objective: Objective
+    draw: NDArray[np.float64] | None = None
+
+
+def train(
+    network: Network,
+    reader: BagReader,
+    targets: Targets,
+    plan: Plan,
+    training: NDArray[np.intp],
+    validation: NDArray[np.intp],
+    device: torch.device,
+) -> list[dict[str, float]]:
+    """Trains a network in place; with validation bags, its weights are those of the epoch that did best on them.
+
+    Args:
+        network: on ``device``.
+        reader: of all bags.
+        targets: of all bags.
+        plan: how.
+        training: the bags to learn from.
+        validation: the bags that say when to stop; may be empty.
+        device: to run on.
+
+    Returns:
+        One row an epoch: ``loss``, and ``validation_loss`` where there are such bags.
+    """
+    values = targets.values.to(device)
+    objective = targets.objective.to(device) if isinstance(targets.objective, torch.nn.Module) else targets.objective
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(network, plan.weight_decay), lr=plan.learning_rate, fused=device.type == "cuda"
+    )
+    steps = math.ceil(math.ceil(len(training) / plan.batch_size) / plan.accumulate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.epochs * steps)
+    scaler = torch.amp.GradScaler(enabled=_autocast_type(device) == torch.float16)
+    history: list[dict[str, float]] = []
+    best, best_state, waited = math.inf, None, 0
+    with progress_bar(Console(stderr=True, quiet=not plan.verbose)) as progress:
+        for epoch in progress.track(range(plan.epochs), task_id=progress.add_task("training", unit="epochs")):
+            rng = np.random.default_rng([plan.seed, epoch])
+            groups = [
+                training[group]
+                for group in _epoch_groups(len(training), plan.batch_size, rng, _chances(targets, training))
+            ]
+            network.train()
+            losses = []
+            batches = read_batches(reader, groups, plan.sampling, (plan.seed, epoch))
+            for place, batch in enumerate(batches, start=1):
+                batch = batch.to(device)
+                with _autocast(device):
+                    output = network(batch.features, batch.masks)
+                loss = total_loss(network, output, batch, values[batch.bags], objective)
+                scaler.scale(loss / plan.accumulate).backward()
+                losses.append(loss.detach())
+                if place % plan.accumulate == 0 or place == len(groups):
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    schedule.step()
+            history.append({"loss": float(torch.stack(losses).mean())})
+            if len(validation):
+                logits = predict_logits(network, reader, validation, plan.batch_size, device).to(device)
+                score = float(objective(logits, values[validation], logits.new_ones(len(validation))))
+                history[-1]["validation_loss"] = score
+                waited = 0 if score < best else waited + 1
+                if score < best:
+                    best, best_state = score, copy.deepcopy(network.state_dict())
+                if waited > plan.patience:
+                    break
+    if best_state is not None:
+        network.load_state_dict(best_state)
+    network.eval()
+    return history
+
+
+def total_loss(network: Network, output: NetworkOutput, batch: Batch, targets: Tensor, objective: Objective) -> Tensor:
+    """The objective on the prediction, plus what the branches add to it: further predictions, losses on instances."""
+    loss = objective(output.logits, targets, output.logits.new_ones(len(targets)))
+    for head, branch, mask in zip(network.heads, output.branches, batch.masks, strict=True):
+        if branch.side_logits is not None:
+            assert branch.side_weights is not None
+            count = branch.side_logits.shape[1]
+            loss = loss + objective(
+                branch.side_logits.flatten(0, 1),
+                targets.repeat_interleave(count, dim=0),
+                branch.side_weights.flatten(),
+            )
+        if isinstance(objective, CrossEntropy):
+            extra = head.instance_loss(branch, mask, targets)
+            loss = loss if extra is None else loss + extra
+    return loss
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: Network,
+    reader: BagReader,
+    bags: NDArray[np.intp],
+    batch_size: int,
+    device: torch.device,
+    *,
+    check: bool = False,
+) -> Tensor:
+    """(M, C) float32 logits of some bags of a reader, on the CPU.
+
+    Raises:
+        BagInvalidError: a bag is damaged or, with ``check``, its features are not finite.
+    """
+    network.eval()
+    groups = [bags[start : start + batch_size] for start in range(0, len(bags), batch_size)]
+    logits = []
+    for batch in read_batches(reader, groups, check=check):
+        batch = batch.to(device)
+        with _autocast(device):
+            logits.append(network(batch.features, batch.masks).logits.float().cpu())
+    return torch.cat(logits)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """PyTorch's random numbers follow the seed within the block; the caller's own state is as before after it."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is a GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _epoch_groups(
+    count: int, batch_size: int, rng: np.random.Generator, chances: NDArray[np.float64] | None
+) -> list[NDArray[np.intp]]:
+    """The batches of an epoch as places in the training bags: each once, or drawn by chance."""
+    order = rng.permutation(count) if chances is None else rng.choice(count, count, p=chances)
+    return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def _chances(targets: Targets, training: NDArray[np.intp]) -> NDArray[np.float64] | None:
+    if targets.draw is None:
+        return None
+    chances = targets.draw[training]
+    return chances / chances.sum()
+
+
+def _parameter_groups(network: Network, weight_decay: float) -> list[dict]:
+    """Decay on matrices only: on biases and norms it only shifts the prediction."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _autocast_type(device: torch.device) -> torch.dtype | None:
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """Mixed precision on a GPU; nothing on a CPU."""
+    dtype = _autocast_type(device)
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
