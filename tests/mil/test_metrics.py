@@ -156,7 +156,7 @@ def test_permuted_labels_give_half_within_the_interval():
 
 
 def studies(count, n, prevalence, shift, seed):
-    """Studies of n patients: binormal scores as overconfident probabilities, so that nothing is perfectly calibrated."""
+    """Studies of n patients: binormal scores as overconfident probabilities, so that the calibration is off."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         y = (rng.random(n) < prevalence).astype(int)
