@@ -104,7 +104,8 @@ class ClamHead(AttentionHead):
 
         own = nn.functional.one_hot(labels, top_margin.shape[2]).to(top_margin.dtype)  # (B, C)
         valid = (most >= 0).to(top_margin.dtype)  # bags with fewer instances than samples; the same at both ends
-        # The smooth top-1 SVM of the release at temperature and margin 1 is, for two classes, a softplus.
+        # The smooth top-1 SVM of the release at temperature and margin 1 is, for two classes, a softplus. (torchmil's
+        # broadcasts each instance against all the others' labels.)
         inside = (softplus(1 - top_margin) + softplus(1 + bottom_margin)) / 2
         outside = softplus(1 + top_margin)
         each = (inside * own[:, None] + outside * (1 - own)[:, None]).sum(dim=2)

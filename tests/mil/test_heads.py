@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchmil.nn.utils import SmoothTop1SVM
 
 from mil.heads import Network, build_head, head_names
 from mil.heads.transformers import class_token_attention
@@ -95,13 +94,27 @@ def test_late_fusion_has_a_branch_for_each_magnification(name):
     assert not torch.equal(changed.logits, output.logits)
 
 
-def test_instance_loss_of_clam_is_the_smooth_svm_of_its_release():
-    torch.manual_seed(3)
-    logits = torch.randn(40, 2)
-    targets = torch.randint(0, 2, (40,))
-    margin = logits[:, 1] - logits[:, 0]
-    ours = torch.nn.functional.softplus(torch.where(targets == 1, 1 - margin, 1 + margin)).mean()
-    torch.testing.assert_close(ours, SmoothTop1SVM(n_classes=2)(logits, targets[:, None]))
+def test_instance_loss_of_clam_is_the_smooth_svm():
+    """Smooth top-1 SVM (Berrada et al. 2018, eq. 9): logsumexp of scores, plus 1 for wrong ones, less the right one."""
+    head = make("clam-sb", outputs=2, samples=3, instance_weight=1.0)
+    features, mask = padded_batch()
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    output = head(features, mask)
+
+    def svm(instance, label, target):
+        scores = head.instance_classifiers(instance).reshape(2, 2)[label]  # out and in, of that class
+        return (scores + (torch.arange(2) != target)).logsumexp(dim=0) - scores[target]
+
+    each = []
+    for bag, size in enumerate(SIZES):
+        order = output.attention[bag, :size].argsort(descending=True)
+        count, label = min(3, size), int(labels[bag])
+        most = [output.instances[bag, row] for row in order[:count]]
+        least = [output.instances[bag, row] for row in order[-count:]]
+        inside = sum(svm(row, label, 1) for row in most) + sum(svm(row, label, 0) for row in least)
+        outside = sum(svm(row, 1 - label, 0) for row in most)
+        each.append(inside / (2 * count) + outside / count)
+    torch.testing.assert_close(head.instance_loss(output, mask, labels), torch.stack(each).mean())
 
 
 def test_clam_pulls_the_attended_instances_towards_their_class():
@@ -126,7 +139,9 @@ def test_attention_of_the_class_token_is_that_of_torchmil(count):
     tokens = torch.randn(1, count, 16)
     with torch.no_grad():
         _, full = layer(tokens, return_att=True)
-        torch.testing.assert_close(class_token_attention(layer, tokens)[0], full.mean(dim=1)[0, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            class_token_attention(layer, tokens)[0], full.mean(dim=1)[0, 0], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_pseudo_bags_share_the_instances_evenly():
