@@ -6,6 +6,7 @@ accumulated micro-batches changes neither what is seen nor in which order.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -269,26 +270,34 @@ def load_batches(
     )
 
 
-def choose_items(data: TrainingData, names: Sequence[str], held_out: float, seed: int) -> tuple[Levels, Levels]:
+def choose_items(
+    data: TrainingData, names: Sequence[str], held_out: float | Sequence[str], seed: int
+) -> tuple[Levels, Levels]:
     """Items to train on and items held out, by magnification; a slide is wholly in one of the two.
 
     Args:
         data: the training set.
         names: magnifications to use; none: all that the data hold.
-        held_out: share of the slides that is held out; above 0, at least one slide where there are two.
-        seed: decides which.
+        held_out: share of the slides that is held out (above 0, at least one slide where there are two), or the names
+            of those slides, with ``*`` for any letters.
+        seed: decides which share.
 
     Returns:
         Both; the second is empty where nothing is to be held out or all is one slide's.
 
     Raises:
-        ConfigurationError: a magnification is asked for that no training item has, or the data are empty.
+        ConfigurationError: a magnification is asked for that no training item has, a name that no slide has, or the
+            data are empty.
     """
     magnifications = np.asarray(data.magnifications)
     slide, names_of_slides = pd.factorize(np.asarray(data.slides), sort=True)
-    number = len(names_of_slides)
-    count = min(max(1, round(held_out * number)), number - 1) if held_out > 0 else 0
-    chosen = np.isin(slide, np.random.default_rng(seed).permutation(number)[:count])
+    if isinstance(held_out, float | int):
+        number = len(names_of_slides)
+        count = min(max(1, round(held_out * number)), number - 1) if held_out > 0 else 0
+        held_out_slides = np.random.default_rng(seed).permutation(number)[:count].tolist()
+    else:
+        held_out_slides = _named(held_out, list(names_of_slides))
+    chosen = np.isin(slide, held_out_slides)
     training = _by_level(np.flatnonzero(~chosen), magnifications)
     validation = _by_level(np.flatnonzero(chosen), magnifications)
     if not training:
@@ -301,6 +310,16 @@ def choose_items(data: TrainingData, names: Sequence[str], held_out: float, seed
             cure="Prepare those magnifications too, or leave them out of magnifications=",
         )
     return _only(training, wanted), _only(validation, wanted)
+
+
+def _named(patterns: Sequence[str], slides: list[str]) -> list[int]:
+    """Places of the slides whose names fit one of the patterns."""
+    for pattern in patterns:
+        if not fnmatch.filter(slides, pattern):
+            raise ConfigurationError(
+                f"held_out_slides: no slide is called {pattern!r}", cure=f"The data hold {', '.join(slides[:5])}, ..."
+            )
+    return [place for place, name in enumerate(slides) if any(fnmatch.fnmatch(name, p) for p in patterns)]
 
 
 def _only(levels: Levels, wanted: Sequence[int]) -> Levels:

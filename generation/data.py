@@ -150,25 +150,28 @@ class TrainingSet(Dataset[Sample]):
 
     @classmethod
     def open(cls, folder: str | Path, ladder: Ladder = BRCA) -> TrainingSet:
-        """Opens a set of `zoomfeat prepare`, or any folder of Parquet or Arrow files with the release's columns.
+        """Opens a set of `zoomfeat prepare`, a folder of such sets, or one of Parquet or Arrow files.
 
-        The latter need ``image``, ``ssl_feat`` (or only ``ssl_feat_unpooled``) and ``mag``. A ``mag`` that is a whole
-        number is an index in the ladder, anything else a name (``"0_3125x"``, ``"0.15625"``, ``"20x"``). Images may be
-        encoded or arrays, channels first or last, uint8 or float in [0, 1] or, where one value is negative, [-1, 1];
-        embeddings (C, h, w) or (h, w, C).
+        Sets side by side count as one: their embeddings and latents must have been made by the same networks. Files
+        need the release's columns, ``image``, ``ssl_feat`` (or only ``ssl_feat_unpooled``) and ``mag``. A ``mag`` that
+        is a whole number is an index in the ladder, anything else a name (``"0_3125x"``, ``"0.15625"``, ``"20x"``).
+        Images may be encoded or arrays, channels first or last, uint8 or float in [0, 1] or, where one value is
+        negative, [-1, 1]; embeddings (C, h, w) or (h, w, C).
 
         Args:
             folder: the folder.
             ladder: names and indices of the magnifications; `zoomfeat.magnification.NAIP` for aerial imagery.
 
         Raises:
-            ZoomfeatError: the folder holds no set, an empty one, or a damaged file.
+            ZoomfeatError: the folder holds no set, an empty one, a damaged file, or sets that do not go together.
             MagnificationError: a ``mag`` that the ladder does not have.
         """
         folder = Path(folder)
-        if (folder / INDEX).is_file():
-            index = Index.load(folder)
-            contents, configuration = list(_indexed(folder, index, ladder)), index.configuration
+        sets = [folder] if (folder / INDEX).is_file() else sorted(p.parent for p in folder.glob(f"*/{INDEX}"))
+        if sets:
+            indices = [Index.load(part) for part in sets]
+            contents = [c for part, index in zip(sets, indices, strict=True) for c in _indexed(part, index, ladder)]
+            configuration = _common(folder, sets, indices)
         else:
             files = sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".arrow") and p.name[0] != ".")
             contents, configuration = [_unindexed(path, ladder) for path in files], {}
@@ -210,6 +213,21 @@ class _Contents:
     file: Path
     slide: str
     magnifications: NDArray[np.int16]
+
+
+def _common(folder: Path, sets: Sequence[Path], indices: Sequence[Index]) -> dict[str, Any]:
+    """What all sets were made with."""
+    first = indices[0].configuration
+    for name in ("ssl_encoder", "ssl_weights_hash", "ssl_settings", "first_stage"):
+        if differing := [
+            part.name for part, i in zip(sets, indices, strict=True) if i.configuration.get(name) != first.get(name)
+        ]:
+            raise ZoomfeatError(
+                f"sets with another {name} side by side: {sets[0].name} and {', '.join(differing)}",
+                path=folder,
+                cure="Prepare them with the same ssl_encoder and first_stage, or give one of them",
+            )
+    return {k: v for k, v in first.items() if all(index.configuration.get(k) == v for index in indices)}
 
 
 def _indexed(folder: Path, index: Index, ladder: Ladder) -> Iterator[_Contents]:

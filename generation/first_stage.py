@@ -25,8 +25,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 from generation.batches import Draw, Levels, TrainingData, read_images
 from generation.loop import TrainingLoop
 from generation.monitoring import write_grid
+from generation.perceptual import EfficientNetDistance
 from zoomfeat.conf.schema import TrainFirstStageConfig
-from zoomfeat.magnification import BRCA
+from zoomfeat.errors import ConfigurationError
+from zoomfeat.magnification import BRCA, PATCH_SIZE
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """Distance of each reconstruction from its image: two ``(B, 3, H, W)`` in [-1, 1] to ``(B,)``."""
@@ -46,7 +48,8 @@ def train_first_stage(
         data: the training set; only its images are read.
         vae: the autoencoder to start from (:func:`generation.initial.initial_first_stage`); trained in place.
         console: where progress and notes go; None: nowhere.
-        perceptual: a loss added to the reconstruction's, for example LPIPS; give the same one to resume.
+        perceptual: a loss added to the reconstruction's, for example LPIPS; give the same one to resume. None: that
+            of ``config.perceptual_weight``.
 
     Returns:
         The folder of the last checkpoint; its ``model`` is the first stage as diffusers saves it.
@@ -55,6 +58,8 @@ def train_first_stage(
         ConfigurationError: keys out of range, or a resume of another run.
         ZoomfeatError: the loss or gradient is not finite (the items are named), or a checkpoint cannot be written.
     """
+    if not 64 <= config.crop <= PATCH_SIZE:
+        raise ConfigurationError(f"crop={config.crop}; expected 64 to {PATCH_SIZE}", cure="The default is the patch")
     return _FirstStageTraining(config, data, vae, perceptual).fit(console)
 
 
@@ -84,7 +89,10 @@ class _FirstStageTraining(TrainingLoop[Tensor]):
         self, config: TrainFirstStageConfig, data: TrainingData, vae: VQModel, perceptual: Perceptual | None
     ) -> None:
         super().__init__(config, data, {"perceptual loss": perceptual is not None}, read_images)
-        self.config, self.vae, self.perceptual = config, vae, perceptual
+        self.config, self.vae = config, vae
+        if perceptual is None and config.perceptual_weight:
+            perceptual = EfficientNetDistance(config.perceptual_weight).to(self.accelerator.device)
+        self.perceptual = perceptual
         if config.init is None:
             self._place_codes()
         optimizer = torch.optim.AdamW(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay)
@@ -102,15 +110,16 @@ class _FirstStageTraining(TrainingLoop[Tensor]):
     def step(self, step: int, draw: Draw, batches: Iterator[Tensor]) -> Tensor:
         critic = self.discriminator if step >= self.config.adversarial_start else None
         losses = []
-        for _, everyone in self.share.micro_batches:
-            images = next(batches).to(self.accelerator.device)
+        for samples, everyone in self.share.micro_batches:
+            images = self._cropped(next(batches), step, samples).to(self.accelerator.device)
             with self.accelerator.accumulate(*(m for m in (self.model, critic) if m is not None)):
                 output = self.model(images)
                 error = (output.sample - images).abs().mean((1, 2, 3))
                 losses.append(self.gathered(error, step, draw.items[everyone]))
                 loss = error.mean() + self.config.codebook_weight * output.commit_loss.mean()
                 if self.perceptual is not None:
-                    loss = loss + self.perceptual(output.sample, images).mean()
+                    with self.accelerator.autocast():
+                        loss = loss + self.perceptual(output.sample, images).mean()
                 if critic is not None:
                     # Its bare module: the gradient goes through it to the images, and its own weights keep none.
                     judge = self.accelerator.unwrap_model(critic).requires_grad_(False)
@@ -124,6 +133,18 @@ class _FirstStageTraining(TrainingLoop[Tensor]):
                 if critic is not None:
                     self._teach(critic, images, output.sample.detach())
         return torch.cat(losses)
+
+    def _cropped(self, images: Tensor, step: int, samples: slice) -> Tensor:
+        """A random crop of each image of a micro-batch: a function of seed, step and place in the global batch."""
+        side = self.config.crop
+        if side == PATCH_SIZE:
+            return images
+        crops = []
+        for image, sample in zip(images, range(samples.start, samples.stop), strict=True):
+            rng = np.random.default_rng([self.config.seed, step, sample])
+            top, left = rng.integers(PATCH_SIZE - side + 1, size=2)
+            crops.append(image[:, top : top + side, left : left + side])
+        return torch.stack(crops)
 
     def _teach(self, critic: nn.Module, real: Tensor, made: Tensor) -> None:
         """One step of the discriminator, under the hinge loss."""

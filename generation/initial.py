@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import VQModel
@@ -12,24 +11,17 @@ from generation.compvis import load_first_stage, load_unet
 from zoomfeat.conf.schema import TrainLDMConfig
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError
 from zoomfeat.magnification import PATCH_SIZE
-from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
+from zoomfeat.models.architecture import (
+    FIRST_STAGES,
+    SUMMARIZERS,
+    UNETS,
+    build_first_stage,
+    build_scheduler,
+    build_unet,
+)
 from zoomfeat.models.summarizer import Summarizer
 from zoomfeat.models.weights import load_module
 from zoomfeat.models.zoomldm import ZoomLDM
-
-# The released sizes, and those of `zoomldm-tiny`.
-_FIRST_STAGES: dict[str, dict[str, Any]] = {
-    "full": {},
-    "tiny": {"block_out_channels": (16, 32, 64, 64), "codes": 1024, "norm_num_groups": 16},
-}
-_UNETS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "tiny": {"block_out_channels": (32, 64, 96, 96), "context_dim": 128},
-}
-_SUMMARIZERS: dict[str, dict[str, int]] = {
-    "full": {"hidden_dim": 512, "output_dim": 512, "num_layers": 12, "num_heads": 8, "mlp_dim": 2048},
-    "tiny": {"hidden_dim": 128, "output_dim": 128, "num_layers": 4, "num_heads": 4, "mlp_dim": 512},
-}
 
 
 def initial_first_stage(size: str, init: str | None, seed: int = 0) -> VQModel:
@@ -50,7 +42,7 @@ def initial_first_stage(size: str, init: str | None, seed: int = 0) -> VQModel:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vae = build_first_stage(**_FIRST_STAGES[size], sample_size=PATCH_SIZE)
+        vae = build_first_stage(**FIRST_STAGES[size], sample_size=PATCH_SIZE)
     if init is not None:
         load_first_stage(vae, init)
     return vae
@@ -79,14 +71,14 @@ def initial_model(config: TrainLDMConfig, embedding_dim: int) -> tuple[ZoomLDM, 
         )
     vae = initial_first_stage(config.size, config.first_stage)
     side = PATCH_SIZE // 2 ** (len(vae.config.block_out_channels) - 1)
-    summarizer = _SUMMARIZERS[config.size] | {"input_dim": embedding_dim}
+    summarizer = SUMMARIZERS[config.size] | {"input_dim": embedding_dim}
     if config.summarizer_layers is not None:
         summarizer["num_layers"] = config.summarizer_layers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         bundle = ZoomLDM(
             vae=vae,
-            unet=build_unet(**_UNETS[config.size], sample_size=side),
+            unet=build_unet(**UNETS[config.size], sample_size=side),
             summarizer=Summarizer(**summarizer, magnification_token=config.magnification_token),
             scheduler=build_scheduler(),
         )

@@ -70,7 +70,9 @@ class TrainingLoop(ABC, Generic[B]):
         self._config, self._read = config, read
         self.data = data
         self.accelerator = make_accelerator(config)
-        self.training, self.held_out = choose_items(data, magnifications, config.held_out, config.seed)
+        self.training, self.held_out = choose_items(
+            data, magnifications, config.held_out_slides or config.held_out, config.seed
+        )
         self.draws = Draws(tuple(self.training.values()), config.batch_size, config.seed, drop)
         self.share = Share(
             config.batch_size, config.accumulate, self.accelerator.process_index, self.accelerator.num_processes
@@ -213,6 +215,8 @@ def check_config(config: TrainConfig) -> None:
     for name in ("held_out", "drop_condition"):
         if not 0 <= getattr(config, name, 0) < 1:
             raise ConfigurationError(f"{name}={getattr(config, name)}; expected 0 to below 1", cure="See --help")
+    if config.schedule not in ("constant", "cosine"):
+        raise ConfigurationError(f"schedule={config.schedule!r}", cure="Use constant or cosine")
     if config.mixed_precision not in ("no", "bf16", "fp16"):
         raise ConfigurationError(f"mixed_precision={config.mixed_precision!r}", cure="Use no, bf16 or fp16")
     if config.device not in ("auto", "cpu"):
@@ -248,6 +252,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def run_settings(config: TrainConfig, data: TrainingData | None = None) -> dict[str, Any]:
     """What decides the weights that a run arrives at, as JSON values; checkpoints compare it when a run resumes."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    if config.schedule == "cosine":
+        settings["steps"] = config.steps
     settings = {k: ",".join(v) if isinstance(v, list) else v for k, v in settings.items()}
     if data is not None:
         settings |= {"items of data": len(data), "index of data": _fingerprint(data)}
@@ -264,6 +270,8 @@ def _fingerprint(data: TrainingData) -> str:
 def warm_up(optimizers: Sequence[Optimizer], step: int, config: TrainConfig) -> float:
     """Sets the learning rate of a step, a function of the step alone, and returns it."""
     rate = config.learning_rate * min(1.0, (step + 1) / config.warmup)
+    if config.schedule == "cosine":
+        rate *= (1 + math.cos(math.pi * step / config.steps)) / 2
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate

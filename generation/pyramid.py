@@ -170,7 +170,8 @@ class _Walk:
         self._plan = plan
         self._encoder = encoder.at(BRCA.steps[0])
         self._batch_size = batch_size
-        self._white = self._embed(np.full((1, PATCH_SIZE, PATCH_SIZE, 3), 255, np.uint8))[0]
+        self._plain: dict[tuple[int, ...], NDArray[np.float16]] = {}
+        self._white = self._embedding_of((255, 255, 255))
         self._canvases = self._decoded(pool, ahead)
 
     def area(self, level: int, cell: Cell) -> Generator[Patch, None, _Area]:
@@ -212,11 +213,22 @@ class _Walk:
 
     def _embeddings(self, canvas: NDArray[np.uint8], needed: NDArray[np.bool_]) -> NDArray[np.float16]:
         """Embeddings (8, 8, C) of a canvas's 20x patches; those that nothing needs count as white."""
-        patches = canvas.reshape(_BLOCK, PATCH_SIZE, _BLOCK, PATCH_SIZE, 3).swapaxes(1, 2)[needed]
+        patches = canvas.reshape(_BLOCK, PATCH_SIZE, _BLOCK, PATCH_SIZE, 3).swapaxes(1, 2)
         grid = np.tile(self._white, (_BLOCK, _BLOCK, 1))
-        starts = range(0, len(patches), self._batch_size)
-        grid[needed] = np.concatenate([self._embed(patches[start : start + self._batch_size]) for start in starts])
+        plain = (patches == patches[:, :, :1, :1]).all((2, 3, 4))  # beyond the edge, and glass that a scanner evened
+        for row, column in np.argwhere(needed & plain):
+            grid[row, column] = self._embedding_of(tuple(patches[row, column, 0, 0].tolist()))
+        places = np.argwhere(needed & ~plain)
+        for start in range(0, len(places), self._batch_size):
+            rows, columns = places[start : start + self._batch_size].T
+            grid[rows, columns] = self._embed(patches[rows, columns])
         return grid
+
+    def _embedding_of(self, colour: tuple[int, ...]) -> NDArray[np.float16]:
+        """The embedding (C,) of a patch of one colour, made once."""
+        if colour not in self._plain:
+            self._plain[colour] = self._embed(np.full((1, PATCH_SIZE, PATCH_SIZE, 3), colour, np.uint8))[0]
+        return self._plain[colour]
 
     def _embed(self, patches: NDArray[np.uint8]) -> NDArray[np.float16]:
         embeddings = self._encoder(patches)

@@ -220,3 +220,16 @@ def test_a_folder_without_a_set(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ZoomfeatError, match="no training set"):
         TrainingSet.open(tmp_path / name)
+
+
+def test_sets_side_by_side_are_one(prepared, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(prepared, tmp_path / name)
+    single, both = TrainingSet.open(prepared), TrainingSet.open(tmp_path)
+    assert both.counts == {name: 2 * count for name, count in single.counts.items()}
+    assert np.array_equal(both[len(single) + 3].image, single[3].image)
+    assert both.configuration == single.configuration
+    index = tmp_path / "b" / "index.json"
+    index.write_text(index.read_text().replace('"ssl_encoder": "color-stats"', '"ssl_encoder": "uni"'))
+    with pytest.raises(ZoomfeatError, match="another ssl_encoder side by side: a and b"):
+        TrainingSet.open(tmp_path)

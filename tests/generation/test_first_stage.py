@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import VQModel
+from torch.nn import functional
 
 from generation.batches import read_images
 from generation.compvis import load_first_stage, load_unet
 from generation.first_stage import train_first_stage
 from generation.initial import initial_first_stage, initial_model
+from generation.perceptual import EfficientNetDistance
 from zoomfeat.conf.compose import compose_config
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError
 from zoomfeat.models.architecture import build_first_stage, build_unet
@@ -162,3 +164,39 @@ def test_a_start_that_cannot_be_is_refused(tmp_path, small_model):
         initial_model(ldm_config(tmp_path, f"init={small_model}"), embedding_dim=20)
     with pytest.raises(CheckpointMismatchError, match="not a VQModel folder"):
         initial_first_stage("tiny", str(tmp_path))
+
+
+def test_crops_and_the_perceptual_distance_resume_bit_for_bit(training_folder, training_set, tmp_path):
+    shapes = []
+
+    class Watched(VQModel):
+        def forward(self, images, *args, **kwargs):
+            shapes.append(tuple(images.shape))
+            return super().forward(images, *args, **kwargs)
+
+    def run(out: str, *words_: str) -> Path:
+        more = ("crop=128", "perceptual_weight=0.5", "sample_every=0", "validate_every=0")
+        config = compose_config("train-first-stage", words(training_folder, tmp_path / out, *more, *words_))
+        vae = small_vae()
+        vae.__class__ = Watched
+        return train_first_stage(config, training_set, vae)
+
+    whole = run("whole")
+    assert set(shapes) == {(1, 3, 128, 128)}
+    run("parts", "steps=2")
+    first, second = (VQModel.from_pretrained(folder / "model").state_dict() for folder in (whole, run("parts")))
+    assert all(torch.equal(weight, second[key]) for key, weight in first.items())
+    with pytest.raises(ConfigurationError, match="crop=300; expected 64 to 256"):
+        run("refused", "crop=300")
+
+
+def test_the_perceptual_distance_is_nought_for_equals_and_grows_with_blur():
+    distance = EfficientNetDistance(2.0)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = [functional.avg_pool2d(images, side, 1, side // 2) for side in (3, 7)]
+    assert distance(images, images).tolist() == [0, 0]
+    slight, strong = (distance(image, images) for image in blurred)
+    assert (slight > 0).all()
+    assert (slight < strong).all()
+    assert torch.allclose(EfficientNetDistance(1.0)(blurred[0], images), slight / 2)
+    assert all(not weight.requires_grad for weight in distance.parameters())

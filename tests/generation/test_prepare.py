@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from generation.commands.prepare import run
 from generation.data import TrainingSet
@@ -24,7 +25,7 @@ from generation.prepare import FirstStage, Tools, check_config, prepare_slide, t
 from zoomfeat.cli import main
 from zoomfeat.conf.compose import compose_config
 from zoomfeat.conf.schema import PrepareConfig
-from zoomfeat.encoders import load_encoder
+from zoomfeat.encoders import PatchEncoder, load_encoder
 from zoomfeat.encoders.zoomldm import untrained_tiny
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 from zoomfeat.slides import Slide, SlideEntry, find_tissue
@@ -371,3 +372,24 @@ def test_a_real_slide(shared, prepare_config):
         box = (row["x"], row["y"], row["width"], row["height"])
         expected = slide.read(*box, sizes=[(4096, 4096), (256, 256)])[1]  # the larger size makes it read level 0
     assert np.abs(image(row).astype(int) - expected).mean() <= 1.0
+
+
+def test_patches_of_one_colour_are_embedded_once(prepare_config, tmp_path, monkeypatch):
+    image = np.full((1024, 2048, 3), (243, 241, 244), np.uint8)
+    image[200:500, 300:700] = np.random.default_rng(0).integers((170, 90, 140), (230, 150, 200), (300, 400, 3))
+    Image.fromarray(image).save(tmp_path / "glass.png")
+    seen = []
+    original = PatchEncoder.__call__
+
+    def counted(self, images, context=None):
+        seen.append(len(images))
+        return original(self, images, context)
+
+    monkeypatch.setattr(PatchEncoder, "__call__", counted)
+    config = prepare_config(tmp_path / "glass.png", "mpp=0.5", "magnifications=[1.25x]", "min_tissue=0.001")
+    assert run(config) == 0
+    assert sum(seen) == 2 + 4  # white, the glass, and the 2 x 2 patches that the tissue touches
+    grid = TrainingSet.open(config.out)[0].grid
+    glass = np.array([243, 241, 244]) / 255
+    assert np.allclose(grid[:3, 1, 3], glass, atol=2e-3)  # a place is the mean of two by two patches
+    assert np.allclose(grid[:3, 2:], 1)

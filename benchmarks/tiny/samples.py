@@ -1,0 +1,188 @@
+"""What a ZoomLDM draws: ``python -m benchmarks.tiny.samples DATA OUT [--weights FOLDER]``.
+
+For every magnification: the loss on validation patches with their condition and without; samples under the
+conditions of validation patches; their kernel distance (KID, Binkowski et al., "Demystifying MMD GANs", 2018) to
+validation patches, beside those of the untrained model and of white noise; and how near they come to a training
+patch. Features are EfficientNet-Lite0's and not an Inception's: the figures compare with each other only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress, TaskID
+from rich.table import Table
+from torch import nn
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from benchmarks.tiny.images import HELD_OUT_PREFIX
+from generation.batches import TrainingData, choose_items, read_batch
+from generation.data import TrainingSet
+from generation.monitoring import sample_images, validate, write_grid
+from zoomfeat.encoders import load_encoder
+from zoomfeat.encoders.zoomldm import ZoomLDMEncoder, untrained_tiny
+from zoomfeat.files import make_folder, replacing
+from zoomfeat.magnification import BRCA, PATCH_SIZE
+from zoomfeat.models.zoomldm import ZoomLDM
+from zoomfeat.progress import progress_bar
+
+_BATCH = 16
+_SUBSETS = 100
+_REFERENCE = 600  # patches of a magnification that are looked at, at most
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn.
+
+    Attributes:
+        count: of each magnification.
+        steps: of DDIM.
+        guidance: scale of classifier-free guidance.
+    """
+
+    count: int = 256
+    steps: int = 25
+    guidance: float = 1.5
+
+
+def main() -> None:
+    """Measures, prints, and writes ``samples.csv``, ``losses.csv`` and ``samples.png``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="the prepared sets of the cohort, side by side")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--weights", help="a ZoomLDM folder; default: zoomldm-tiny as it ships")
+    parser.add_argument("--count", type=int, default=Sampling.count, help="samples of each magnification")
+    parser.add_argument("--steps", type=int, default=Sampling.steps, help="DDIM steps")
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="scale of classifier-free guidance")
+    arguments = parser.parse_args()
+    console, out = Console(), make_folder(arguments.out)
+    sampling = Sampling(arguments.count, arguments.steps, arguments.guidance)
+    data = TrainingSet.open(arguments.data)
+    bundle = load_bundle(arguments.weights)
+    training, validation = choose_items(data, [], [f"{HELD_OUT_PREFIX}*"], seed=0)
+    losses = pd.DataFrame(validate(bundle, data, validation, Accelerator(cpu=True), items=64, seed=0))
+    with replacing(out / "losses.csv") as path:
+        losses.to_csv(path, index=False, float_format="%.5f")
+    rows, pictures = [], []
+    with progress_bar(console) as progress:
+        task = progress.add_task("sampling", total=2 * sampling.count * len(validation), unit="images")
+        for level, items in validation.items():
+            row, shown = measure(bundle, data, training[level], items, sampling, progress, task)
+            part = losses[losses["magnification"] == str(BRCA.steps[level])]
+            rows.append({"magnification": str(BRCA.steps[level]), **part[["loss", "null_loss"]].mean(), **row})
+            pictures.append(shown)
+            with replacing(out / "samples.csv") as path:
+                pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5f")
+    write_grid(pictures, out / "samples.png")
+    table = Table(*rows[0], title="samples under the conditions of validation patches")
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+
+
+def load_bundle(weights: str | None) -> ZoomLDM:
+    """A ZoomLDM from a folder, or the one that ships."""
+    if weights is not None:
+        return ZoomLDM.load(weights)
+    encoder = load_encoder("zoomldm-tiny", device="cpu")
+    assert isinstance(encoder, ZoomLDMEncoder)
+    return encoder.bundle
+
+
+def measure(
+    bundle: ZoomLDM,
+    data: TrainingData,
+    training: NDArray[np.int64],
+    validation: NDArray[np.int64],
+    sampling: Sampling,
+    progress: Progress,
+    task: TaskID,
+) -> tuple[dict[str, float], tuple[torch.Tensor, torch.Tensor]]:
+    """One magnification: its row of the table, and pairs of a validation patch and a sample under its condition."""
+    embed = load_encoder("efficientnet-lite0", device="cpu")
+    rng = np.random.default_rng(0)
+    known = np.stack([data[int(i)].image for i in rng.permutation(training)[:_REFERENCE]])
+    reference = np.stack([data[int(i)].image for i in rng.permutation(validation)[:_REFERENCE]])
+    oriented = np.concatenate(
+        [np.rot90(side, turn, (1, 2)) for side in (reference, reference[:, :, ::-1]) for turn in range(4)]
+    )
+    oriented = oriented[rng.permutation(len(oriented))[:_REFERENCE]]
+    conditions = [int(i) for i in np.resize(rng.permutation(validation), sampling.count)]
+    untrained = untrained_tiny()
+    untrained.vae = bundle.vae  # the same first stage: what differs is the denoiser
+    made = draw(bundle, data, conditions, sampling, progress, task)
+    meaningless = draw(untrained, data, conditions, sampling, progress, task)
+    noise = rng.integers(0, 256, (sampling.count, PATCH_SIZE, PATCH_SIZE, 3), dtype=np.uint8)
+    real, seen = embed(np.ascontiguousarray(oriented)), embed(known)
+    features = embed(made)
+    row: dict[str, float] = {"validation patches": len(reference), "training patches": len(training)}
+    row |= {
+        "KID": kid(real, features),
+        "KID untrained": kid(real, embed(meaningless)),
+        "KID noise": kid(real, embed(noise)),
+    }
+    copies = distance_to_nearest(embed(reconstructed(bundle, known[:64])), seen)
+    row |= {
+        "nearest, sample": float(np.median(distance_to_nearest(features, seen))),
+        "nearest, validation": float(np.median(distance_to_nearest(embed(reference), seen))),
+        "nearest, copy": float(np.median(copies)),
+        "copies": float((distance_to_nearest(features, seen) < np.quantile(copies, 0.95)).mean()),
+    }
+    shown = [data[i].image for i in conditions[:4]]
+    return row, (as_tensor(np.stack(shown)), as_tensor(made[:4]))
+
+
+def draw(
+    bundle: ZoomLDM, data: TrainingData, conditions: list[int], sampling: Sampling, progress: Progress, task: TaskID
+) -> NDArray[np.uint8]:
+    """Samples ``(N, 256, 256, 3)``; a condition that occurs again gets another noise."""
+    made = []
+    for start in range(0, len(conditions), _BATCH):
+        batch = read_batch(data, conditions[start : start + _BATCH])
+        pixels = sample_images(bundle, batch, steps=sampling.steps, guidance=sampling.guidance, seed=start)
+        made.append((pixels * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        progress.advance(task, len(pixels))
+    return np.concatenate(made)
+
+
+@torch.inference_mode()
+def reconstructed(bundle: ZoomLDM, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images through the first stage and back: as like as a memorised patch could be."""
+    pixels = [bundle.decode(bundle.encode(as_tensor(image[None]))).clamp(-1, 1) for image in images]
+    return (torch.cat(pixels) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def as_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
+    """``(B, H, W, 3)`` uint8 to ``(B, 3, H, W)`` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def kid(real: NDArray[np.float32], made: NDArray[np.float32]) -> float:
+    """Kernel distance of two sets of features ``(N, D)``, over subsets of equal size."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        metric = KernelInceptionDistance(nn.Identity(), subsets=_SUBSETS, subset_size=min(len(real), len(made), 200))
+    torch.manual_seed(0)  # of the subsets
+    metric.update(torch.from_numpy(real), real=True)
+    metric.update(torch.from_numpy(made), real=False)
+    return float(metric.compute()[0])
+
+
+def distance_to_nearest(features: NDArray[np.float32], seen: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosine distance of each feature vector to the nearest of ``seen``."""
+    ours, theirs = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (features, seen))
+    return 1 - (ours @ theirs.T).max(axis=1)
+
+
+if __name__ == "__main__":
+    main()
