@@ -56,6 +56,11 @@ class ScaleAttention:
         """Rows from the highest attention to the lowest; equal ones in the order of the bag."""
         return np.argsort(-self.attention, kind="stable")
 
+    def patches_with_half(self) -> int:
+        """The fewest patches that hold half of the attention: near N / 2 where the model weighs all alike."""
+        sums = np.cumsum(self.attention[self.strongest()])
+        return int(np.searchsorted(sums, sums[-1] / 2 * (1 - 1e-9))) + 1
+
 
 @dataclass(frozen=True, eq=False)
 class SlideAttention:
@@ -101,7 +106,10 @@ class SlideAttention:
 
 
 def slide_attention(
-    bag: Bag, attention: Mapping[str, NDArray[np.floating]], level0_size: tuple[int, int] | None = None
+    bag: Bag,
+    attention: Mapping[str, NDArray[np.floating]],
+    level0_size: tuple[int, int] | None = None,
+    mpp: tuple[float, float] | None = None,
 ) -> SlideAttention:
     """Ties attention to the places of a bag's patches.
 
@@ -109,6 +117,7 @@ def slide_attention(
         bag: where the patches lie.
         attention: magnification to (N,) values in the order of the bag.
         level0_size: width and height of level 0 in px as the slide itself says; None takes the bag's word.
+        mpp: um/px of level 0 as the slide says; None takes the bag's word.
 
     Raises:
         ConfigurationError: values and patches differ in number, or a value is not finite.
@@ -126,7 +135,7 @@ def slide_attention(
         reach = np.max([(scale.coords + scale.size).max(axis=0) for scale in scales], axis=0)
         size = (int(reach[0]), int(reach[1]))
     known = bool(level0_size or bag.metadata.level0_size)
-    return SlideAttention(bag.metadata.slide_id, tuple(scales), size, known, bag.metadata.mpp_level0)
+    return SlideAttention(bag.metadata.slide_id, tuple(scales), size, known, mpp or bag.metadata.mpp_level0)
 
 
 def percentile_rank(values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -33,11 +33,13 @@ class Prediction:
     Attributes:
         kind: ``probability`` (one output a class), ``score`` or ``risk`` (one output).
         outputs: the numbers.
-        interval: what their interval is, in a sentence or two for the reader.
+        models: how many models it is the mean of.
+        interval: what the interval is, in a sentence or two for the reader.
     """
 
     kind: str
     outputs: tuple[Output, ...]
+    models: int
     interval: str
 
     @property
@@ -49,6 +51,16 @@ class Prediction:
     def has_interval(self) -> bool:
         """Whether the outputs carry an interval."""
         return self.outputs[0].low is not None
+
+    def row(self) -> dict[str, str | float | int]:
+        """Cells of a table: ``prob_<class>`` or the name of the output, with its interval where there is one."""
+        cells: dict[str, str | float | int] = {"prediction": self.best.name} if self.kind == "probability" else {}
+        for output in self.outputs:
+            name = f"prob_{output.name}" if self.kind == "probability" else output.name
+            cells[name] = output.value
+            if output.low is not None and output.high is not None:
+                cells |= {f"{name}_low": output.low, f"{name}_high": output.high}
+        return cells | {"models": self.models}
 
 
 def of_models(kind: str, names: Sequence[str], values: NDArray[np.floating]) -> Prediction:
@@ -62,14 +74,14 @@ def of_models(kind: str, names: Sequence[str], values: NDArray[np.floating]) -> 
     count = len(values)
     if count == 1:
         outputs = tuple(Output(name, float(value)) for name, value in zip(names, values[0], strict=True))
-        return Prediction(kind, outputs, "One model, without an interval.")
+        return Prediction(kind, outputs, 1, "One model, without an interval.")
     columns = zip(names, values.mean(axis=0), values.min(axis=0), values.max(axis=0), strict=True)
     return Prediction(
         kind,
         tuple(Output(name, float(mean), float(low), float(high)) for name, mean, low, high in columns),
-        f"Mean of {count} models; the range is the lowest and the highest of them. It shows how far models trained on "
-        "other folds or seeds agree on this slide, and is no confidence interval. A model that was trained on this "
-        "slide agrees too readily.",
+        count,
+        f"Mean of {count} models; the range is the lowest and the highest of them. It shows how far models of other "
+        "folds or seeds agree on this slide, and is no confidence interval.",
     )
 
 
@@ -83,7 +95,7 @@ def of_resamples(
         names: of the outputs.
         value: (C,), of the whole bag.
         resampled: (B, C), of each resample (Efron and Tibshirani 1993, chapter 13: the percentile interval).
-        unit: what was drawn, for the sentence, for example ``5x patches, each with the 20x patches in it``.
+        unit: what was drawn, for the sentence, for example ``5x patches, each with the finer ones in it``.
     """
     low, high = np.percentile(resampled, (2.5, 97.5), axis=0)
     return Prediction(
@@ -91,7 +103,8 @@ def of_resamples(
         tuple(
             Output(name, float(v), float(a), float(b)) for name, v, a, b in zip(names, value, low, high, strict=True)
         ),
+        1,
         f"One model. The range holds 95 % of its predictions over {len(resampled)} bootstrap resamples of the slide's "
-        f"{unit}. It shows how much the prediction hangs on which tissue was seen, and says nothing of how sure the "
-        "model's training or the label is.",
+        f"{unit}. It shows how much the prediction hangs on which tissue was seen; how sure the model's training "
+        "or its labels are, it does not show.",
     )

@@ -22,12 +22,14 @@ class Command:
             commands of the packages above this one are no imports upwards.
         example: one line that works.
         positional: the key that a word without ``=`` stands for.
+        several: whether several such words are the list that the key holds.
         extra: the optional dependencies that it needs.
     """
 
     module: str
     example: str
     positional: str | None = None
+    several: bool = False
     extra: str | None = None
 
 
@@ -64,6 +66,20 @@ COMMANDS = {
         "generation.commands.train_cdm",
         "zoomfeat train-cdm data=training/ model=zoomldm-brca/ out=cdm/",
         extra="training",
+    ),
+    "crossval": Command(
+        "mil.commands.crossval",
+        "zoomfeat crossval bags=bags/ labels=labels.csv label=subtype out=run/ seeds=[0,1,2]",
+        extra="mil",
+    ),
+    "compare": Command(
+        "mil.commands.compare", "zoomfeat compare baseline/ run/ other/", positional="runs", several=True, extra="mil"
+    ),
+    "predict": Command(
+        "mil.commands.predict", "zoomfeat predict model=run/ bags=bags/ out=predictions.csv", extra="mil"
+    ),
+    "explain": Command(
+        "mil.commands.explain", "zoomfeat explain model=run/ bags=bags/ slides=slides/ out=maps/", extra="mil"
     ),
 }
 
@@ -109,7 +125,7 @@ def _run(name: str, words: list[str]) -> int:
     from zoomfeat.conf.compose import compose_config, describe_config
 
     if command.positional:
-        words = [w if "=" in w or w.startswith("-") else f"{command.positional}={w}" for w in words]
+        words = _named(words, command.positional, command.several)
     if "--cfg" in words:
         at = words.index("--cfg")
         if words[at + 1 : at + 2] != ["job"]:
@@ -125,6 +141,15 @@ def _run(name: str, words: list[str]) -> int:
         cure = f"Install it with: pip install 'zoomfeat[{command.extra}]'"
         raise ConfigurationError(f"{name} needs the package {error.name}", cure=cure) from error
     return module.run(config)
+
+
+def _named(words: list[str], key: str, several: bool) -> list[str]:
+    """Words without ``=`` as values of a key: one word each, or all of them as one list."""
+    plain = [word for word in words if "=" not in word and not word.startswith("-")]
+    if several and plain:
+        quoted = ",".join("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in plain)
+        return [word for word in words if word not in plain] + [f"{key}=[{quoted}]"]
+    return [f"{key}={word}" if word in plain else word for word in words]
 
 
 def _overview() -> str:
@@ -173,7 +198,7 @@ def _keys(config: type, prefix: str = "") -> list[str]:
         if default == schema.REQUIRED:
             shown = "required"
         elif isinstance(default, list):
-            shown = f"[{','.join(default)}]"
+            shown = f"[{','.join(map(str, default))}]"
         else:
             shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
         lines += [f"  {prefix}{key} ({shown})", f"      {schema.explanations(config)[key]}"]

@@ -196,13 +196,14 @@
 
   // ---- controls ----
   function showLegend() {
-    const [low, high] = range(), { attention } = scale();
+    const [low, high] = range(), { attention, half } = scale();
     const percentile = state.values === "percentile";
     $("low").textContent = percentile ? "0, least" : format(low);
     $("high").textContent = percentile ? "100, most" : format(high);
     $("legend-text").textContent = percentile
       ? `Percentile rank among the ${attention.length} patches at ${state.magnification}`
       : `Raw attention of the model at ${state.magnification}, lowest to highest of ${attention.length} patches`;
+    $("half").textContent = `Half of the attention lies on ${half} of them`;
   }
 
   function onChoice(name, key) {

@@ -28,6 +28,8 @@ def write_page(
     thumbnail: NDArray[np.uint8] | None = None,
     galleries: Sequence[Gallery] = (),
     notes: Sequence[str] = (),
+    training: str = "",
+    models: Sequence[tuple[str, str, str]] = (),
 ) -> None:
     """Writes the page of one slide.
 
@@ -39,6 +41,8 @@ def write_page(
         thumbnail: (H, W, 3) uint8 RGB of the whole slide; None draws an outline.
         galleries: extreme patches, a gallery a magnification, finest first.
         notes: what the reader must know first, for example that no slide file was there.
+        training: what is known of this slide in the models' training.
+        models: file, description and SHA-256 of each.
 
     Raises:
         ZoomfeatError: the file cannot be written.
@@ -50,6 +54,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["share"] = _share
     colours = colour_table()
     text = environment.get_template("page.html").render(
         attention=attention,
@@ -58,6 +63,8 @@ def write_page(
         thumbnail=None if thumbnail is None else jpeg_url(thumbnail),
         galleries=galleries,
         notes=notes,
+        training=training,
+        models=models,
         ramp=", ".join(f"rgb({r} {g} {b})" for r, g, b in colours[np.linspace(0, 255, _STOPS).astype(int)].tolist()),
         data={
             "size": attention.level0_size,
@@ -75,11 +82,19 @@ def _scale_data(scale: ScaleAttention) -> dict[str, Any]:
         "name": scale.magnification,
         "size": scale.size,
         "range": value_range(scale, "attention"),
+        "half": scale.patches_with_half(),
         "coords": _base64(scale.coords.astype("<i4")),
         "attention": _base64(scale.attention.astype("<f4")),
         "percentile": _base64(scale.percentile.astype("<f4")),
         "order": _base64(scale.strongest().astype("<u4")),
     }
+
+
+def _share(value: float) -> str:
+    """A probability to three digits, none of which is ever certain."""
+    if value < 0.0005:
+        return "<0.001"
+    return ">0.999" if value > 0.9995 else f"{value:.3f}"
 
 
 def _base64(array: NDArray[Any]) -> str:

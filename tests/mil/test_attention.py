@@ -56,6 +56,15 @@ def test_size_is_the_slides_then_the_bags_then_the_reach_of_the_patches():
     assert (unknown.level0_size, unknown.size_known) == ((2048, 1024), False)
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.1, 0.4, 0.2, 0.2, 0.1], 2), ([0.2] * 5, 3), ([0, 0, 1, 0, 0], 1), ([0.25, 0.25, 0.5, 0, 0], 1)],
+)
+def test_how_many_patches_hold_half_of_the_attention(values, expected):
+    (scale,) = slide_attention(make_bag(), {"20x": np.array(values)}).scales
+    assert scale.patches_with_half() == expected
+
+
 @pytest.mark.parametrize("values", [np.zeros(4), np.zeros((5, 1)), np.array([0, 1, np.nan, 0, 0])])
 def test_values_that_do_not_fit_are_refused(values):
     with pytest.raises(ConfigurationError, match="20x"):

@@ -55,7 +55,7 @@ def page(tmp_path_factory) -> Path:
 def plain_page(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("plain") / "page.html"
     write_page(
-        path, make_attention(), Prediction("risk", (Output("risk", -1.5),), "One model."), [], notes=["No slide."]
+        path, make_attention(), Prediction("risk", (Output("risk", -1.5),), 1, "One model."), [], notes=["No slide."]
     )
     return path
 
