@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.labels import BAG_SUFFIXES, Labels, check_classes, shown, slide_name
+from mil.labels import BAG_SUFFIXES, Labels, check_classes, counted, shown, slide_name
 from zoomfeat.errors import ConfigurationError
 
 
@@ -48,15 +48,15 @@ class JoinReport:
 
     def lines(self) -> list[str]:
         """The report as lines of text."""
-        text = [f"{self.matched} slides have a label and a bag"]
+        text = [f"{counted(self.matched, 'slide')} with a label and a bag"]
         if self.by_short_name:
             text[0] += f" ({self.by_short_name} matched by the name before the first dot)"
         if self.without_bag:
-            text.append(f"{len(self.without_bag)} labelled slides without a bag: {shown(self.without_bag)}")
+            text.append(f"{counted(len(self.without_bag), 'labelled slide')} without a bag: {shown(self.without_bag)}")
         if self.without_label:
-            text.append(f"{len(self.without_label)} bags without a label: {shown(self.without_label)}")
+            text.append(f"{counted(len(self.without_label), 'bag')} without a label: {shown(self.without_label)}")
         if self.unlabelled:
-            text.append(f"{self.unlabelled} rows of the table without a label, or of other classes")
+            text.append(f"{counted(self.unlabelled, 'row')} of the table without a label, or of other classes")
         return text
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from mil.compare import Difference, delong, holm, paired_bootstrap
 from mil.held_out import HeldOutPredictions
-from mil.labels import shown
+from mil.labels import counted, shown
 from mil.metrics import RESAMPLES
 from mil.runs import RunFolder
 from zoomfeat.errors import ConfigurationError
@@ -137,7 +137,7 @@ def _check_same_truth(baseline: str, first: HeldOutPredictions, folder: str, sec
     if wrong.any():
         names = first.table.patient_id[wrong].tolist()
         raise ConfigurationError(
-            f"{len(names)} patients have another true value than in {baseline}: {shown(names)}",
+            f"{counted(len(names), 'patient')} with another true value than in {baseline}: {shown(names)}",
             cure="Compare runs of the same labels",
             path=folder,
         )
@@ -157,7 +157,7 @@ def _only(run: HeldOutPredictions, patients: list[str]) -> HeldOutPredictions:
 
 def _notes(folders: list[str], runs: dict[str, HeldOutPredictions], common: list[str]) -> list[str]:
     notes = [
-        f"{folder}: {len(run.table) - len(common)} patients left out, which not all runs have predicted"
+        f"{folder}: {counted(len(run.table) - len(common), 'patient')} left out, not predicted by all runs"
         for folder, run in runs.items()
         if len(run.table) > len(common)
     ]

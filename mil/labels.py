@@ -63,8 +63,8 @@ class Labels:
         patient_ids: (n,) names.
         y: (n,) class names, or float64 values: the number to predict, or the time of the event or of censoring.
         event: (n,) bool, survival only: whether the event happened.
-        centers: (n,) names, where the table has them.
-        folds: (n,) names, where the table has them.
+        centers: (n,) names, where the table has them; empty where a cell is.
+        folds: (n,) names, likewise.
         classes: classification: their order; of two, the second is the positive one.
         unlabelled: rows of the table without a label, which are left out.
     """
@@ -121,6 +121,11 @@ def shown(names: Sequence[str] | NDArray[np.str_], most: int = 5) -> str:
     """Names as a message lists them: the first few, and how many more."""
     rest = len(names) - most
     return ", ".join(map(str, names[:most])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 slide``, ``2 slides``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def slide_name(name: str) -> str:
@@ -208,7 +213,7 @@ def _spread(table: pd.DataFrame, wanted: list[str], path: Path, slide_path: Path
     repeated = table[patient][table[patient].duplicated()]
     if len(repeated):
         raise ConfigurationError(
-            f"{len(repeated)} patients are listed twice: {shown(repeated.tolist())}",
+            f"{counted(len(repeated), 'patient')} listed twice: {shown(repeated.tolist())}",
             cure="With slide_table= the labels have one row a patient",
             path=path,
         )
@@ -253,7 +258,7 @@ def _labels(
         y=y,
         event=events(used[columns.event], path) if task == "survival" else None,
         centers=_centers(used, columns.center, patients, path),
-        folds=_fold_names(used[columns.fold], path) if columns.fold in used else None,
+        folds=class_names(used[columns.fold]).fillna("").to_numpy(dtype=str) if columns.fold in used else None,
         classes=(classes or _sorted_classes(y)) if task == "classification" else (),
         unlabelled=int((~keep).sum()),
     )
@@ -267,31 +272,18 @@ def _sorted_classes(y: NDArray[Any]) -> tuple[str, ...]:
         return tuple(names)
 
 
-def _fold_names(cells: pd.Series, path: Path) -> NDArray[np.str_]:
-    names = class_names(cells)
-    if names.isna().any():
-        raise ConfigurationError(
-            f"{int(names.isna().sum())} rows have no {cells.name}", cure="Give every slide a fold", path=path
-        )
-    return names.to_numpy(dtype=str)
-
-
 def _centers(table: pd.DataFrame, name: str, patients: NDArray[np.str_], path: Path) -> NDArray[np.str_] | None:
-    if name == TCGA_SITE:
-        parts = [patient.split("-") for patient in patients.tolist()]
-        wrong = [p for p, part in zip(patients.tolist(), parts, strict=True) if len(part) < 3 or part[0] != "TCGA"]
-        if wrong:
-            raise ConfigurationError(
-                f"center={TCGA_SITE}, but {shown(wrong)} is no TCGA barcode", cure="Give a column of centres", path=path
-            )
-        return np.array([part[1] for part in parts])
-    if name not in table:
-        return None
-    if table[name].isna().any():
+    if name != TCGA_SITE:
+        return table[name].fillna("").to_numpy(dtype=str) if name in table else None
+    parts = [patient.split("-") for patient in patients.tolist()]
+    wrong = {p for p, part in zip(patients.tolist(), parts, strict=True) if len(part) < 3 or part[0] != "TCGA"}
+    if wrong:
         raise ConfigurationError(
-            f"{int(table[name].isna().sum())} rows have no {name}", cure="Give every slide its centre", path=path
+            f"center={TCGA_SITE}, but {counted(len(wrong), 'patient')} without a TCGA barcode: {shown(sorted(wrong))}",
+            cure="Give a column of centres",
+            path=path,
         )
-    return table[name].to_numpy(dtype=str)
+    return np.array([part[1] for part in parts])
 
 
 def _translated(centers: NDArray[np.str_], path: Path) -> NDArray[np.str_]:
@@ -299,17 +291,19 @@ def _translated(centers: NDArray[np.str_], path: Path) -> NDArray[np.str_]:
     if table.shape[1] < 2:
         raise ConfigurationError("one column, expected codes and names", cure="Give a table of both", path=path)
     names = dict(zip(table.iloc[:, 0], table.iloc[:, 1], strict=True))
-    unknown = sorted(set(centers.tolist()) - names.keys())
+    unknown = sorted(set(centers.tolist()) - {"", *names.keys()})
     if unknown:
         raise ConfigurationError(f"no name for the centres {shown(unknown)}", cure="Add them", path=path)
-    return np.array([names[code] for code in centers.tolist()])
+    return np.array([names.get(code, "") for code in centers.tolist()])
 
 
 def _check_unique(labels: Labels) -> None:
     twice = [name for name, count in Counter(labels.slide_ids.tolist()).items() if count > 1]
     if twice:
         raise ConfigurationError(
-            f"{len(twice)} slides are listed twice: {shown(twice)}", cure="Keep one row a slide", path=labels.path
+            f"{counted(len(twice), 'slide')} listed twice: {shown(twice)}",
+            cure="Keep one row a slide",
+            path=labels.path,
         )
 
 
@@ -323,7 +317,7 @@ def _check_consistent(labels: Labels) -> None:
         names = np.unique(labels.patient_ids[wrong])
         first = np.unique(labels.y[labels.patient_ids == names[0]])
         raise ConfigurationError(
-            f"{len(names)} patients have slides with different labels: {shown(names)} ({names[0]}: {shown(first)})",
+            f"{counted(len(names), 'patient')} with different labels: {shown(names)} ({names[0]}: {shown(first)})",
             cure="Give each patient one label, or patient_column= the column of slides where slides are the units",
             path=labels.path,
         )

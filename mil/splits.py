@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
-from mil.labels import Labels, shown, slide_name
+from mil.labels import Labels, counted, shown, slide_name
 from mil.tables import read_table
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import replacing
@@ -143,6 +143,7 @@ def center_folds(labels: Labels) -> Splits:
             cure="Name it with center=, or center=tcga-site for TCGA barcodes",
             path=labels.path,
         )
+    _check_filled(labels, labels.centers, "centre")
     names = np.unique(labels.centers)
     if len(names) < 2:
         raise ConfigurationError(
@@ -152,7 +153,7 @@ def center_folds(labels: Labels) -> Splits:
     several = pairs.patient[pairs.patient.duplicated()].unique()
     if len(several):
         raise ConfigurationError(
-            f"{len(several)} patients have slides of several centres: {shown(several)}",
+            f"{counted(len(several), 'patient')} with slides of several centres: {shown(several)}",
             cure="Give each patient one centre",
             path=labels.path,
         )
@@ -169,6 +170,7 @@ def column_folds(labels: Labels) -> Splits:
         raise ConfigurationError(
             "split=column, but there is no column of folds", cure="Name it with fold_column=", path=labels.path
         )
+    _check_filled(labels, labels.folds, "fold")
     names = np.unique(labels.folds).tolist()
     if {name.lower() for name in names} <= _PART_NAMES.keys():
         part = np.array([_PART_NAMES[name.lower()] for name in labels.folds.tolist()])
@@ -232,14 +234,13 @@ def check_leaks(splits: Splits, labels: Labels) -> None:
         for first, second in (("train", "test"), ("validation", "test"), ("train", "validation")):
             shared = sorted(patients[first] & patients[second])
             if shared:
-                leaks.append((fold, f"both {first} and {second}", shared))
+                leaks.append((fold, f"{first} and {second}", shared))
     if leaks:
         fold, where, shared = leaks[0]
         count = len({(fold.seed, fold.name) for fold, _, _ in leaks})
-        one = len(shared) == 1
         raise ConfigurationError(
-            f"{count} of {len(splits.folds)} folds leak: in fold {fold.name}, {len(shared)} "
-            f"{'patient is' if one else 'patients are'} in {where}: {shown(shared, 20)}",
+            f"{count} of {counted(len(splits.folds), 'fold')} with patients in two parts; in fold {fold.name}, "
+            f"{counted(len(shared), 'patient')} in both {where}: {shown(shared, 20)}",
             cure="Split by patient, for example with split=stratified",
             path=splits.source or labels.path,
         )
@@ -262,6 +263,16 @@ def check_trainable(splits: Splits, labels: Labels) -> None:
                 cure="Use fewer folds, other splits, or leave that class out with classes=",
                 path=splits.source or labels.path,
             )
+
+
+def _check_filled(labels: Labels, names: NDArray[np.str_], what: str) -> None:
+    empty = labels.slide_ids[names == ""]
+    if len(empty):
+        raise ConfigurationError(
+            f"{counted(len(empty), 'slide')} without a {what}: {shown(empty)}",
+            cure=f"Give every slide its {what}",
+            path=labels.path,
+        )
 
 
 def _strata(labels: Labels, folds: int) -> NDArray[np.intp]:

@@ -14,7 +14,7 @@ from mil.crossval import Study, cross_validate, open_study
 from mil.evaluation import Evaluation, evaluate
 from mil.figures import draw_figures
 from mil.held_out import HeldOutPredictions
-from mil.labels import shown
+from mil.labels import counted, shown
 from mil.runs import RunFolder
 from zoomfeat.conf.schema import CrossvalConfig
 from zoomfeat.files import replacing
@@ -70,16 +70,16 @@ def describe(study: Study, config: CrossvalConfig) -> list[str]:
     lines = study.report.lines()
     if cohort.classes:
         counts = ", ".join(f"{name} {int((patients.y == name).sum())}" for name in cohort.classes)
-        lines.append(f"{len(patients.names)} patients: {counts}")
+        lines.append(f"{counted(len(patients.names), 'patient')}: {counts}")
     else:
-        lines.append(f"{len(patients.names)} patients")
+        lines.append(counted(len(patients.names), "patient"))
     folds = study.splits.of_seed(config.seeds[0])
-    sizes = f"{len(folds)} folds a seed, {len(config.seeds)} seeds, no patient in two parts of a fold"
+    sizes = f"{counted(len(folds), 'fold')}, {counted(len(config.seeds), 'seed')}, no patient in two parts of a fold"
     lines.append(f"{config.split} splits: {sizes} (sha256 {study.splits.sha256[:12]})")
     tested = {slide for fold in study.splits.folds for slide in fold.test}
     untested = sorted(set(cohort.slide_ids.tolist()) - tested)
     if untested:
-        lines.append(f"{len(untested)} slides are in no test part: {shown(untested)}")
+        lines.append(f"{counted(len(untested), 'slide')} in no test part: {shown(untested)}")
     return lines
 
 
