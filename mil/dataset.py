@@ -59,8 +59,9 @@ class Instances:
         )
 
 
-BagSource = str | os.PathLike | NDArray | Bag | Instances
-"""What stands for a bag: the path of a file, an (N, D) array, a ``Bag``, or ``Instances``."""
+BagSource = str | os.PathLike | NDArray | Bag | Instances | tuple["BagSource", ...]
+"""What stands for a bag: the path of a file, an (N, D) array, a ``Bag``, ``Instances``, or a tuple of these, whose
+instances then are one bag (the slides of a patient)."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def load_instances(source: BagSource, scales: Sequence[str] | None = None, *, ch
         BagInvalidError: the file is damaged, the bag is empty, or its features are not finite.
         MagnificationError: the bag lacks a magnification.
     """
+    if isinstance(source, tuple):
+        return _concatenated([load_instances(part, scales, check=check) for part in source])
     instances = _load(source, scales)
     _check_shapes({name: matrix.shape for name, matrix in instances.features.items()}, _path_of(source))
     if check:
@@ -181,6 +184,7 @@ def encoder_identity(metadata: BagMetadata) -> dict[str, Any] | None:
 
 
 def _load(source: BagSource, scales: Sequence[str] | None) -> Instances:
+    assert not isinstance(source, tuple)  # load_instances reads its parts one by one
     if isinstance(source, Instances):
         return _select(source, scales)
     if isinstance(source, Bag):
@@ -201,6 +205,10 @@ def _describe(
     source: BagSource, scales: Sequence[str] | None
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, Any] | None]:
     """Shape of the features at each magnification, and the encoder, from the header alone."""
+    if isinstance(source, tuple):
+        facts = probe(source, scales)
+        counts = facts.counts.sum(axis=0).tolist()
+        return dict(zip(facts.widths, zip(counts, facts.widths.values(), strict=True), strict=True)), facts.encoder
     if isinstance(source, Instances):
         return {name: matrix.shape for name, matrix in _select(source, scales).features.items()}, None
     if isinstance(source, Bag):
@@ -254,6 +262,16 @@ def _select(instances: Instances, scales: Sequence[str] | None) -> Instances:
         {name: instances.features[name] for name in kept},
         {name: instances.parents[name] for name in kept[1:]},
     )
+
+
+def _concatenated(parts: Sequence[Instances]) -> Instances:
+    """The instances of several bags as one; rows of parents move by the coarser instances before them."""
+    features = {name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features}
+    parents = {}
+    for name in parts[0].parents:
+        starts = np.cumsum([0] + [len(part.features[name]) for part in parts[:-1]])
+        parents[name] = np.concatenate([part.parents[name] + start for part, start in zip(parts, starts, strict=True)])
+    return Instances(features, parents)
 
 
 def _plain(matrix: NDArray[np.float32], scales: Sequence[str] | None, path: Path | None) -> Instances:
@@ -324,6 +342,8 @@ def _open_matrix(path: Path) -> NDArray:
 
 
 def _path_of(source: BagSource) -> Path | None:
+    if isinstance(source, tuple):
+        return _path_of(source[0])
     if isinstance(source, Bag):
         return source.path
     return Path(source) if isinstance(source, str | os.PathLike) else None
