@@ -47,6 +47,11 @@ class BagReader:
     scales: tuple[str, ...]
     fusion: str
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether no bag has to be read from a disk."""
+        return all(isinstance(source, np.ndarray | Instances) for source in self.sources)
+
     def read(self, bag: int, *, check: bool = False) -> list[NDArray[np.float32]]:
         """The matrices (N_i, D_i) of one bag.
 
@@ -133,6 +138,9 @@ def read_batches(
             matrices.append(branches)
         return make_batch(np.asarray(groups[place]), matrices)
 
+    if reader.in_memory:  # nothing to wait for, and handing over between threads costs more than a small batch
+        yield from map(read, range(len(groups)))
+        return
     with ThreadPoolExecutor(max_workers=1) as reading:
         ahead = reading.submit(read, 0) if groups else None
         for place in range(len(groups)):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 
 from zoomfeat.errors import CheckpointMismatchError, ZoomfeatError
 from zoomfeat.files import replacing
@@ -41,7 +41,7 @@ def save(estimator: MILEstimator, path: str | PathLike) -> None:
     }
     tensors = {name: tensor.contiguous() for name, tensor in estimator.network_.state_dict().items()}
     with replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, {"zoomfeat": json.dumps(header, default=_plain)})
+        temporary.write_bytes(save_tensors(tensors, {"zoomfeat": json.dumps(header, default=_plain)}))
 
 
 def load(path: str | PathLike, kind: type[E]) -> E:

@@ -343,7 +343,8 @@ class MILClassifier(ClassifierMixin, MILEstimator):
 
     def predict(self, bags: Sequence[BagSource]) -> NDArray:
         """(bags,) the most probable class."""
-        return self.classes_[self._predict_logits(bags).argmax(axis=1)]
+        winners = self._predict_logits(bags).argmax(axis=1)
+        return self.classes_[winners]
 
     def _targets(self, y: ArrayLike, count: int) -> Targets:
         if self.balance not in ("none", "weights", "sampling"):
@@ -386,7 +387,8 @@ class MILRegressor(RegressorMixin, MILEstimator):
 
     def predict(self, bags: Sequence[BagSource]) -> NDArray[np.float64]:
         """(bags,) in the unit of the targets."""
-        return self._predict_logits(bags)[:, 0] * self.target_deviation_ + self.target_mean_
+        scaled = self._predict_logits(bags)[:, 0]
+        return scaled * self.target_deviation_ + self.target_mean_
 
     def _targets(self, y: ArrayLike, count: int) -> Targets:
         numbers = _as_numbers(y, count)

@@ -13,7 +13,8 @@ def feature_moments(
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """Moments of each magnification's features over the instances of the training bags.
 
-    Bags count by their instances. Sums are float64, about the first bag's mean, so that large means cost no digits.
+    Every bag counts alike, so that a few large ones do not decide. Sums are about the first bag's mean, so that large
+    means cost no digits.
 
     Args:
         reader: of all bags.
@@ -29,26 +30,23 @@ def feature_moments(
     shifts: list[NDArray[np.float32]] = []
     sums: list[NDArray[np.float64]] = []
     squares: list[NDArray[np.float64]] = []
-    counts: list[int] = []
     for bag in training:
         matrices = list(reader.instances(int(bag), check=True).features.values())
         if not shifts:
             shifts = [matrix.mean(axis=0) for matrix in matrices]
             sums = [np.zeros(matrix.shape[1]) for matrix in matrices]
             squares = [np.zeros(matrix.shape[1]) for matrix in matrices]
-            counts = [0] * len(matrices)
         for place, matrix in enumerate(matrices):
             centred = matrix - shifts[place]
-            sums[place] += centred.sum(axis=0)
-            squares[place] += np.einsum("nd,nd->d", centred, centred)
-            counts[place] += len(matrix)
+            sums[place] += centred.mean(axis=0)
+            squares[place] += np.einsum("nd,nd->d", centred, centred) / len(matrix)
     for bag in others:
         reader.instances(int(bag), check=True)
 
     means, deviations = [], []
-    for shift, total, square, count in zip(shifts, sums, squares, counts, strict=True):
-        mean = total / count
-        variance = np.maximum(square / count - mean**2, 0)
+    for shift, total, square in zip(shifts, sums, squares, strict=True):
+        mean = total / len(training)
+        variance = np.maximum(square / len(training) - mean**2, 0)
         # Rounding leaves a constant feature a variance of about 1e-14 of its square.
         constant = variance <= 1e-12 * np.square(shift.astype(np.float64)) + np.finfo(np.float32).tiny
         means.append((shift + mean).astype(np.float32))

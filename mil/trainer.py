@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from mil.batches import BagReader, Batch, Sampling, read_batches
 from mil.heads.network import Network, NetworkOutput
 from mil.objectives import CrossEntropy, Objective
+from zoomfeat.errors import ConfigurationError
 from zoomfeat.progress import progress_bar
 
 
@@ -87,9 +88,7 @@ def train(
     """
     values = targets.values.to(device)
     objective = targets.objective.to(device) if isinstance(targets.objective, torch.nn.Module) else targets.objective
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(network, plan.weight_decay), lr=plan.learning_rate, fused=device.type == "cuda"
-    )
+    optimizer = torch.optim.AdamW(_parameter_groups(network, plan.weight_decay), lr=plan.learning_rate, fused=True)
     steps = math.ceil(math.ceil(len(training) / plan.batch_size) / plan.accumulate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.epochs * steps)
     scaler = torch.amp.GradScaler(enabled=_autocast_type(device) == torch.float16)
@@ -186,8 +185,20 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is a GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """The device of that name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        ConfigurationError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"no device {name!r}", cure="Use one of auto, cpu, cuda, cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("device='cuda', and PyTorch finds no GPU", cure="Use device='cpu' or 'auto'")
+    return device
 
 
 def _epoch_groups(
@@ -220,7 +231,7 @@ def _autocast_type(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _autocast(device: torch.device) -> torch.autocast:
+def _autocast(device: torch.device) -> AbstractContextManager:
     """Mixed precision on a GPU; nothing on a CPU."""
     dtype = _autocast_type(device)
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

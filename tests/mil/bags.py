@@ -65,3 +65,31 @@ def saved(bag: Bag, folder: Path) -> Path:
     path = folder / f"{bag.metadata.slide_id}.h5"
     bag.save(path)
     return path
+
+
+def two_scale_bags(count: int, *, seed: int = 0, dim: int = 12, regions: tuple[int, int] = (10, 16)):
+    """Bags at 20x and 5x whose label needs both: a kind of cell within a kind of architecture.
+
+    Every bag has regions (5x patches) of two architectures, each with cells (20x patches) that are normal or atypical.
+    A positive bag has atypical cells within one architecture, a negative one has them within the other; both have
+    as many of each. What tells them apart is which cells lie where, so that neither magnification shows it alone.
+
+    Returns:
+        Bags and their labels, 0 and 1 in turn.
+    """
+    rng = np.random.default_rng(seed)
+    atypical, glands = np.zeros(dim), np.zeros(dim)
+    atypical[0], glands[1] = 4.0, 4.0
+    labels = np.arange(count) % 2
+    bags = []
+    for number, label in enumerate(labels):
+        half = int(rng.integers(*regions)) // 2
+        is_gland = np.arange(2 * half) % 2 == 0  # as many of either kind
+        coarse = rng.normal(size=(2 * half, dim)) + np.where(is_gland, 1, -1)[:, None] * glands / 2
+        affected = rng.permutation(np.flatnonzero(is_gland == label))[: max(1, half // 2)]
+        parents = np.repeat(np.arange(2 * half), 8)
+        sick = np.isin(parents, affected) & (rng.random(len(parents)) < 0.5)
+        sick[np.flatnonzero(parents == affected[0])[0]] = True
+        fine = rng.normal(size=(len(parents), dim)) + sick[:, None] * atypical
+        bags.append(make_bag(fine, coarse, parents=parents, slide_id=f"slide-{number}"))
+    return bags, labels
