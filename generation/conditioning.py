@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +282,7 @@ def sample_tokens(
     magnification: Sequence[int] | Tensor,
     generator: torch.Generator | list[torch.Generator] | None = None,
     steps: int = 200,
+    on_step: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """Draws the tokens that a Summarizer would make of some region at each magnification.
 
@@ -290,6 +291,7 @@ def sample_tokens(
         magnification: one index in the ladder a sample, ``(B,)``.
         generator: the source of the starting noise; a list, one a sample, makes a sample independent of its batch.
         steps: denoising steps, 2 to 1000.
+        on_step: called with the tokens ``(B, num_tokens, token_dim)`` after every step.
 
     Returns:
         ``(B, num_tokens, token_dim)``, the denoiser's context, in the model's type and on its device.
@@ -311,4 +313,6 @@ def sample_tokens(
     for timestep in scheduler.timesteps:
         output = model(tokens.to(model.dtype), timestep, index)
         tokens = scheduler.step(clean(output).float(), timestep, tokens).prev_sample
+        if on_step is not None:
+            on_step(tokens)
     return tokens.to(model.dtype)

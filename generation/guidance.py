@@ -1,7 +1,13 @@
 """Classifier-free guidance, in the two conventions that ZoomLDM's release uses side by side.
 
-Source: Ho and Salimans, "Classifier-Free Diffusion Guidance" (2022), equation 6, which is the second convention;
-the samplers of latent diffusion use the first. The null condition is zeros after the Summarizer.
+With the conditional prediction c and the unconditional one u:
+
+- ``u + scale * (c - u)``: latent diffusion's samplers, diffusers' ``guidance_scale``, and every ``scale`` and
+  ``guidance`` in this package. 1 is no guidance, 0 no condition.
+- ``(1 + w) * c - w * u``: Ho and Salimans, "Classifier-Free Diffusion Guidance" (2022), equation 6, and the release's
+  joint sampler. 0 is no guidance, -1 no condition.
+
+They are the same with ``scale = 1 + w``. The null condition is zeros after the Summarizer.
 """
 
 from __future__ import annotations
@@ -27,18 +33,20 @@ def scale_of_weight(weight: float) -> float:
 
 @torch.no_grad()
 def guided_noise(bundle: ZoomLDM, latents: Tensor, timestep: Tensor | float, tokens: Tensor, scale: float) -> Tensor:
-    """The denoiser's noise prediction under guidance, both passes in one batch.
+    """The denoiser's noise prediction under guidance, both passes in one batch; without guidance there is one pass.
 
     Args:
         bundle: the model.
-        latents: noisy latents ``(B, 3, h, w)``.
+        latents: noisy latents ``(B, C, h, w)``.
         timestep: one for all, 0 to 1000; fractions are allowed.
         tokens: Summarizer tokens ``(B, 65, D)``.
         scale: see :func:`guide`.
 
     Returns:
-        ``(B, 3, h, w)``.
+        ``(B, C, h, w)``.
     """
+    if scale == 1:
+        return bundle.unet(latents, timestep, tokens).sample
     both = torch.cat([tokens, torch.zeros_like(tokens)])
     conditional, unconditional = bundle.unet(torch.cat([latents, latents]), timestep, both).sample.chunk(2)
     return guide(conditional, unconditional, scale)

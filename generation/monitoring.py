@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from generation.batches import Batch, Levels, TrainingData, read_batch, seeded_normal
-from generation.guidance import guided_noise
 from generation.losses import predict
+from generation.pipelines.patch import ZoomLDMPipeline
 from zoomfeat.files import replacing
-from zoomfeat.magnification import BRCA, PATCH_SIZE
+from zoomfeat.magnification import BRCA
 from zoomfeat.models.summarizer import embedding_grid
 from zoomfeat.models.zoomldm import ZoomLDM
 
@@ -105,15 +105,9 @@ def sample_images(bundle: ZoomLDM, batch: Batch, *, steps: int, guidance: float,
         ``(B, 3, H, W)`` in [-1, 1].
     """
     tokens = bundle.summarizer([embedding_grid(grid[None])[0] for grid in batch.grids], batch.magnifications)
-    scheduler = DDIMScheduler.from_config(bundle.scheduler.config)
-    scheduler.set_timesteps(steps, device=tokens.device)
-    side = PATCH_SIZE // 2 ** (len(bundle.vae.config.block_out_channels) - 1)
-    shape = (bundle.unet.config.in_channels, side, side)
-    latents = torch.stack([seeded_normal(shape, seed, item) for item in batch.items]).to(tokens.device)
-    for timestep in scheduler.timesteps:
-        noise = guided_noise(bundle, latents, timestep, tokens, guidance)
-        latents = scheduler.step(noise, timestep, latents).prev_sample
-    return bundle.decode(latents).clamp(-1, 1)
+    pipe = ZoomLDMPipeline(**bundle.components | {"scheduler": DDIMScheduler.from_config(bundle.scheduler.config)})
+    noise = torch.stack([seeded_normal(pipe.latent_shape, seed, item) for item in batch.items]).to(tokens.device)
+    return bundle.decode(pipe.denoise(noise, tokens, steps, guidance)).clamp(-1, 1)
 
 
 def write_samples(

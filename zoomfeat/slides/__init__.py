@@ -1,7 +1,7 @@
 """Slides: which there are, their pixels at any size, their tissue, and their aligned multi-scale patches."""
 
 from zoomfeat.slides.cohort import SlideEntry, find_slides, read_manifest, slides
-from zoomfeat.slides.grid import Grid, Region, RegionPart, Scale, make_grid, read_region, regions
+from zoomfeat.slides.grid import Grid, Region, RegionPart, Scale, make_grid, patch_size, read_region, regions
 from zoomfeat.slides.preview import draw_preview
 from zoomfeat.slides.reader import Slide
 from zoomfeat.slides.tissue import TissueMask, find_tissue, tissue_mask
@@ -18,6 +18,7 @@ __all__ = [
     "find_slides",
     "find_tissue",
     "make_grid",
+    "patch_size",
     "read_manifest",
     "read_region",
     "regions",

@@ -116,7 +116,7 @@ def make_grid(
     """
     if not 0 <= min_tissue <= 1:
         raise ConfigurationError(f"min_tissue is {min_tissue}, not between 0 and 1", cure="Use for example 0.5")
-    sizes = [_patch_size(slide, magnification) for magnification in magnifications]
+    sizes = [patch_size(slide, magnification) for magnification in magnifications]
     width, height = sizes[0]
     corners = np.mgrid[0 : slide.height : height, 0 : slide.width : width].reshape(2, -1).T[:, ::-1]
     fractions = mask.fraction(corners[:, 0], corners[:, 1], width, height)
@@ -174,8 +174,12 @@ def read_region(slide: Slide, region: Region) -> list[tuple[int, np.ndarray, np.
     return [(part.scale, part.rows, _cut(canvas, part)) for part, canvas in zip(region.parts, canvases, strict=True)]
 
 
-def _patch_size(slide: Slide, magnification: Magnification) -> tuple[int, int]:
-    """Level-0 pixels of a patch along x and y."""
+def patch_size(slide: Slide, magnification: Magnification) -> tuple[int, int]:
+    """Level-0 pixels of a patch along x and y.
+
+    Raises:
+        MagnificationError: the slide's pixels are too coarse for it.
+    """
     if max(slide.mpp) > magnification.mpp * MAX_UPSAMPLING * (1 + _ROUNDING):
         raise MagnificationError(
             f"its pixels are {slide.mpp[0]:.4g} x {slide.mpp[1]:.4g} um (from the {slide.mpp_source}), too coarse "

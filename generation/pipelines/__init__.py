@@ -1,0 +1,1 @@
+"""Sampling: diffusers pipelines over the modules of one ZoomLDM."""

@@ -1,0 +1,407 @@
+"""Patches at every magnification of a model, as a diffusers pipeline.
+
+A patch is drawn under Summarizer tokens, which come from embeddings, from a region of a slide, or from the
+conditioning model: ZoomLDM (CVPR 2025, section 3). Samplers are diffusers' own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel, VQModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from generation.conditioning import ConditioningDiT, sample_tokens
+from generation.guidance import guided_noise
+from generation.pipelines.inputs import (
+    Embeddings,
+    Name,
+    as_grids,
+    check_grid,
+    check_rows,
+    one_each,
+    read_magnifications,
+)
+from generation.region import region_embeddings
+from zoomfeat.encoders import PatchEncoder, load_encoder
+from zoomfeat.errors import CheckpointMismatchError, ConfigurationError
+from zoomfeat.magnification import BRCA, NAIP, PATCH_SIZE, Ladder, Magnification
+from zoomfeat.models.summarizer import Summarizer, embedding_grid
+from zoomfeat.models.weights import check_complete
+from zoomfeat.models.zoomldm import ZoomLDM
+from zoomfeat.slides import Slide
+
+_LADDERS = {ladder.name: ladder for ladder in (BRCA, NAIP)}
+_OUTPUTS = ("pil", "np", "pt", "latent")
+
+StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
+"""diffusers' ``callback_on_step_end``: pipeline, step, timestep and ``{"latents": ...}`` in, the last one out."""
+
+
+class ZoomLDMPipeline(ZoomLDM):
+    """Draws 256 x 256 px patches at any magnification that the model knows.
+
+    ``from_pretrained``, ``save_pretrained``, ``to`` and ``set_progress_bar_config`` are diffusers' own. Schedulers
+    swap: ``pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)``.
+
+    Args:
+        vae: the first stage.
+        unet: the denoiser, which predicts noise.
+        summarizer: makes the denoiser's context from SSL embeddings.
+        scheduler: any diffusers scheduler over the model's noise schedule.
+        cdm: the conditioning model, which draws contexts from a magnification alone; optional.
+        ladder: the magnifications, ``"brca"`` or ``"naip"``; null: NAIP's where the Summarizer knows four, as the
+            released model does, else as many of histology's as it knows.
+        ssl_encoder: name of the encoder whose embeddings the model was trained with, for :meth:`from_region`.
+
+    Raises:
+        CheckpointMismatchError: a conditioning model for another Summarizer.
+        ConfigurationError: an unknown ladder.
+    """
+
+    _optional_components = ["cdm"]  # noqa: RUF012, the type that diffusers takes
+
+    def __init__(
+        self,
+        vae: VQModel,
+        unet: UNet2DConditionModel,
+        summarizer: Summarizer,
+        scheduler: SchedulerMixin,
+        cdm: ConditioningDiT | None = None,
+        ladder: str | None = None,
+        ssl_encoder: str | None = None,
+    ) -> None:
+        super().__init__(vae, unet, summarizer, scheduler)
+        if ladder is not None and ladder not in _LADDERS:
+            raise ConfigurationError(f"no ladder {ladder!r}", cure=f"Known are {', '.join(_LADDERS)}")
+        if cdm is not None:
+            _check_cdm(cdm, summarizer)
+        self.register_modules(cdm=cdm)
+        self.register_to_config(ladder=ladder, ssl_encoder=ssl_encoder)
+
+    @classmethod
+    def load(cls, weights: str | Path, *, ema: bool = True, cdm: str | Path | None = None) -> ZoomLDMPipeline:
+        """Loads weights from disk in either layout, as :meth:`ZoomLDM.load` does.
+
+        Args:
+            weights: a folder, or a checkpoint of the release.
+            ema: the averaged weights, of the conditioning model too, or the raw ones.
+            cdm: the conditioning model, a folder or a checkpoint of the release; null: the folder ``cdm`` beside the
+                other modules, where there is one.
+
+        Raises:
+            CheckpointMismatchError: files that are missing, incomplete, or do not fit each other.
+        """
+        pipe = super().load(weights, ema=ema)
+        assert isinstance(pipe, cls)
+        beside = Path(weights) / "cdm"
+        if cdm is None and pipe.cdm is not None:
+            check_complete(pipe.cdm, beside)
+        elif cdm is not None or beside.is_dir():
+            model = ConditioningDiT.load(cdm or beside, ema=ema)
+            _check_cdm(model, pipe.summarizer)
+            pipe.register_modules(cdm=model)
+        return pipe
+
+    @property
+    def ladder(self) -> Ladder:
+        """The magnifications that the model knows, finest first."""
+        known = self.summarizer.config.num_magnifications
+        name = self.config.ladder or (NAIP.name if known == len(NAIP.steps) else BRCA.name)
+        return Ladder(name, _LADDERS[name].steps[:known])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of the latent of one patch."""
+        side = PATCH_SIZE // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.unet.config.in_channels, side, side
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        ssl_embeddings: Embeddings | Sequence[Embeddings] | None = None,
+        magnification: Name | Sequence[Name] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 2.0,
+        num_images: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        tokens: Tensor | None = None,
+        eta: float = 0.0,
+        num_cdm_steps: int = 200,
+        batch_size: int = 8,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draws patches under embeddings, or without any under tokens that the conditioning model draws.
+
+        A sample follows from its condition and its generator alone: each has a generator of its own, a CPU takes
+        samples one by one (kernels chosen by batch size differ in their last bits), and a GPU takes them in batches,
+        which are equal up to rounding.
+
+        Args:
+            ssl_embeddings: raw embeddings of the finest patches under each region, rows downwards: one grid
+                ``(C, g, g)``, several ``(B, C, g, g)``, or a list of grids whose sizes may differ, since
+                magnifications may. g is 2**k at the magnification of index k; grids pooled to 8 x 8 will do.
+            magnification: of all samples, or a list: one a grid, and without embeddings one an image.
+            num_inference_steps: denoising steps, 1 to 1000.
+            guidance_scale: s in ``u + s (c - u)``, c and u being the noise predicted with and without the condition:
+                the convention of diffusers and of the release's samplers, 1 is no guidance, 0 no condition. Ho and
+                Salimans' ``(1 + w) c - w u``, which the release's joint sampler uses, is s = 1 + w: w = 2 is 3 here.
+            num_images: images of each condition, or of each magnification; they follow each other.
+            generator: a list, one a sample; or one, from which each sample's own is spawned in order, so that the
+                first samples of many are those of few, and two calls with it continue each other. Generators on the
+                CPU (spawned ones are) give the same noise on every device. Null: torch's default.
+            latents: standard normal noise ``(B, C, h, w)`` to start from instead, a row a sample.
+            tokens: Summarizer tokens ``(B, 65, D)`` instead of embeddings, a row a condition.
+            eta: ancestral noise in each step, 0 to 1, for a scheduler that takes it (DDIM); ``DDPMScheduler`` is
+                ancestral by itself.
+            num_cdm_steps: steps of the conditioning model, 2 to 1000.
+            batch_size: samples at once on a GPU.
+            output_type: ``pil`` (a list of images), ``np`` (``(B, H, W, 3)`` in [0, 1]), ``pt`` (``(B, 3, H, W)`` in
+                [0, 1]) or ``latent``.
+            return_dict: false: a tuple instead of diffusers' output class.
+            callback_on_step_end: diffusers' callback, after every denoising step of every batch; latents in what it
+                returns replace those it was given.
+            progress: called with the steps done and their number, conditioning model and denoiser together.
+
+        Returns:
+            The images.
+
+        Raises:
+            ConfigurationError: arguments that do not fit each other or the model; one line says which.
+            MagnificationError: a magnification that the model lacks.
+        """
+        if output_type not in _OUTPUTS:
+            raise ConfigurationError(f"output_type={output_type!r}", cure=f"Use one of {', '.join(_OUTPUTS)}")
+        self._check_numbers(num_inference_steps, guidance_scale, num_images, batch_size)
+        steps, grids = self._conditions(ssl_embeddings, magnification, tokens)
+        conditions = [i for i in range(len(steps)) for _ in range(num_images)]
+        generators = one_each(generator, len(conditions))
+        if latents is not None:
+            multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
+            sides = tuple(max(side // multiple, 1) * multiple for side in latents.shape[2:4])
+            check_rows("latents", latents, len(conditions), (self.latent_shape[0], *sides))
+
+        device = self._execution_device
+        at_once = 1 if device.type == "cpu" else batch_size
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        each = len(self.scheduler.timesteps) + (num_cdm_steps if grids is None and tokens is None else 0)
+        total, done = each * math.ceil(len(conditions) / at_once), 0
+        results = []
+        with self.progress_bar(total=total) as bar:
+
+            def advance(*_: object) -> None:
+                nonlocal done
+                done += 1
+                bar.update()
+                if progress is not None:
+                    progress(done, total)
+
+            for start in range(0, len(conditions), at_once):
+                part, sources = (values[start : start + at_once] for values in (conditions, generators))
+                if tokens is not None:
+                    context = tokens[part].to(device, self.unet.dtype)
+                elif grids is not None:
+                    context = self.encode_embeddings([grids[i] for i in part], [steps[i] for i in part])
+                else:
+                    context = self.draw_tokens([steps[i] for i in part], sources, num_cdm_steps, advance)
+                if latents is None:
+                    noise = randn_tensor((len(part), *self.latent_shape), sources, device, torch.float32)
+                else:
+                    noise = latents[start : start + at_once].to(device, torch.float32)
+                sampled = self.denoise(
+                    noise, context, num_inference_steps, guidance_scale, eta, sources, callback_on_step_end, advance
+                )
+                results.append(sampled if output_type == "latent" else self.decode(sampled.to(self.vae.dtype)).float())
+        images = VaeImageProcessor().postprocess(torch.cat(results), output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def from_region(
+        self,
+        slide: Slide | str | Path,
+        x: int,
+        y: int,
+        magnification: Name,
+        *,
+        encoder: PatchEncoder | None = None,
+        mpp: float | None = None,
+        **options: Any,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draws variations of a region: other pixels, the same semantics as far as embeddings tell.
+
+        All 20x patches under the region are embedded, which at 1.25x are 256 and at 0.15625x 16384.
+
+        Args:
+            slide: an open slide or its path; a reference patch is a plain image, whose um/px is ``mpp``.
+            x: left edge of the region in level-0 pixels; what lies beyond the slide is white.
+            y: top edge.
+            magnification: of the region, which is 256 px a side there.
+            encoder: embeds the patches; null: the one that the model was trained with, loaded anew in each call.
+            mpp: um/px at level 0 of a path whose file does not say.
+            options: of a call of the pipeline, for example ``num_images=4``.
+
+        Raises:
+            ConfigurationError: no encoder is known, or one of another width than the Summarizer reads; a region
+                beside the slide; options as in a call.
+            MagnificationError: a magnification that the model lacks, or pixels too coarse for 20x.
+            SlideUnreadableError: the slide does not open, or the region does not decode.
+        """
+        if isinstance(slide, str | Path):
+            with Slide.open(slide, default_mpp=mpp) as opened:
+                return self.from_region(opened, x, y, magnification, encoder=encoder, **options)
+        step = self.ladder[magnification]
+        encoder = self.embedding_encoder(encoder)
+        return self(region_embeddings(slide, x, y, step, encoder), step, **options)
+
+    def embedding_encoder(self, encoder: PatchEncoder | None = None) -> PatchEncoder:
+        """The encoder given, or the one that the model was trained with, once it is known to fit.
+
+        Raises:
+            ConfigurationError: none is known, its width is not what the Summarizer reads, or the model's ladder has
+                no physical size.
+        """
+        if self.ladder.name != BRCA.name:
+            raise ConfigurationError(
+                f"the {self.ladder.name} ladder has no physical size to find a region's patches by",
+                cure="Embed the patches yourself and give ssl_embeddings=",
+            )
+        if encoder is None:
+            if self.config.ssl_encoder is None:
+                raise ConfigurationError(
+                    "the model does not say by which encoder it was conditioned",
+                    cure="Give encoder=load_encoder(name), or load the model with ssl_encoder=name",
+                )
+            encoder = load_encoder(self.config.ssl_encoder, BRCA.steps[0], str(self._execution_device))
+        expected = self.summarizer.config.input_dim
+        if encoder.dim != expected:
+            raise ConfigurationError(
+                f"{encoder.name} gives {encoder.dim} features, the Summarizer reads {expected}",
+                cure="Use the encoder that the model was trained with",
+            )
+        return encoder
+
+    @torch.no_grad()
+    def encode_embeddings(self, grids: Sequence[Tensor], magnifications: Sequence[Magnification]) -> Tensor:
+        """Summarizer tokens ``(B, 65, D)`` of raw embeddings, one ``(C, g, g)`` a sample; see :func:`embedding_grid`."""
+        device, dtype = self._execution_device, self.summarizer.dtype
+        ready = [embedding_grid(grid[None].to(device, torch.float32))[0].to(dtype) for grid in grids]
+        return self.summarizer(ready, torch.tensor([step.index for step in magnifications], device=device))
+
+    def draw_tokens(
+        self,
+        magnifications: Sequence[Magnification],
+        generators: Sequence[torch.Generator],
+        steps: int = 200,
+        on_step: Callable[[Tensor], object] | None = None,
+    ) -> Tensor:
+        """Summarizer tokens ``(B, 65, D)`` of imagined regions, drawn by the conditioning model from the magnification."""
+        indices = [step.index for step in magnifications]
+        return sample_tokens(self.cdm, indices, list(generators), steps, on_step).to(self.unet.dtype)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        latents: Tensor,
+        tokens: Tensor,
+        steps: int = 50,
+        guidance_scale: float = 2.0,
+        eta: float = 0.0,
+        generators: Sequence[torch.Generator] | None = None,
+        callback: StepCallback | None = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> Tensor:
+        """The sampling loop, over one batch as a whole.
+
+        Args:
+            latents: standard normal noise ``(B, C, h, w)``, float32.
+            tokens: ``(B, 65, D)`` in the denoiser's type.
+            steps: of the scheduler.
+            guidance_scale: as in a call.
+            eta: as in a call.
+            generators: of the noise that ancestral samplers add, one a sample.
+            callback: as ``callback_on_step_end`` in a call.
+            on_step: called after every step.
+
+        Returns:
+            Clean latents, float32: between steps nothing is rounded to the denoiser's type.
+
+        Raises:
+            ConfigurationError: an eta that the scheduler does not take.
+        """
+        scheduler = self.scheduler
+        accepted = inspect.signature(scheduler.step).parameters
+        if eta and "eta" not in accepted:
+            raise ConfigurationError(
+                f"eta={eta:g} with {type(scheduler).__name__}", cure="DDIMScheduler takes eta; leave it out here"
+            )
+        sources = None if generators is None else list(generators)
+        options = {name: value for name, value in (("eta", eta), ("generator", sources)) if name in accepted}
+        scheduler.set_timesteps(steps, device=latents.device)  # multi-step samplers also forget the last batch here
+        latents = latents * scheduler.init_noise_sigma
+        for index, timestep in enumerate(scheduler.timesteps):
+            noisy = scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
+            noise = guided_noise(self, noisy, timestep, tokens, guidance_scale).float()
+            latents = scheduler.step(noise, timestep, latents, **options).prev_sample
+            if callback is not None:
+                latents = callback(self, index, timestep, {"latents": latents}).get("latents", latents)
+            if on_step is not None:
+                on_step()
+        return latents
+
+    def _conditions(
+        self,
+        embeddings: Embeddings | Sequence[Embeddings] | None,
+        magnification: Name | Sequence[Name] | None,
+        tokens: Tensor | None,
+    ) -> tuple[list[Magnification | None], list[Tensor] | None]:
+        """A magnification for each condition (unknown and of no matter where tokens are given), and its grid."""
+        if tokens is not None:
+            if embeddings is not None:
+                raise ConfigurationError("both ssl_embeddings and tokens", cure="Give one of them")
+            check_rows("tokens", tokens, None, self.summarizer.context_shape)
+            return [None] * len(tokens), None
+        if embeddings is None:
+            steps = read_magnifications(magnification, self.ladder, None)
+            if self.cdm is None:
+                raise ConfigurationError(
+                    "no ssl_embeddings, and the model has no conditioning model (cdm) to draw without them",
+                    cure="Give ssl_embeddings=, or load one with ZoomLDMPipeline.load(weights, cdm=path)",
+                )
+            return list(steps), None
+        grids = as_grids(embeddings)
+        steps = read_magnifications(magnification, self.ladder, len(grids))
+        for grid, step in zip(grids, steps, strict=True):
+            check_grid(grid, step, self.summarizer.config.input_dim)
+        return list(steps), grids
+
+    def _check_numbers(self, steps: int, guidance: float, images: int, batch_size: int) -> None:
+        trained = self.scheduler.config.num_train_timesteps
+        if not 1 <= steps <= trained:
+            raise ConfigurationError(f"num_inference_steps={steps}", cure=f"Use 1 to {trained}; the default is 50")
+        for name, count in (("num_images", images), ("batch_size", batch_size)):
+            if count < 1:
+                raise ConfigurationError(f"{name}={count}", cure="Use 1 or more")
+        if not math.isfinite(guidance):
+            raise ConfigurationError(f"guidance_scale={guidance}", cure="The default is 2.0; 1.0 is no guidance")
+
+
+def _check_cdm(cdm: ConditioningDiT, summarizer: Summarizer) -> None:
+    """Tokens of another Summarizer mean nothing to a denoiser; another shape at least shows that."""
+    found = (cdm.config.num_tokens, cdm.config.token_dim), cdm.config.num_magnifications
+    expected = summarizer.context_shape, summarizer.config.num_magnifications
+    if found != expected:
+        raise CheckpointMismatchError(
+            f"the conditioning model makes tokens {found[0]} for {found[1]} magnifications, "
+            f"the model reads {expected[0]} for {expected[1]}",
+            cure="Give the conditioning model that was trained with this model",
+        )
