@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,8 +122,10 @@ class Ensemble:
             chunks.append(_values(model, [resample(instances, rng) for _ in range(min(_CHUNK, count - start))]))
             if advance:
                 advance(start + len(chunks[-1]), count)
-        coarsest = f"{instances.scales[-1]} patches".lstrip()
-        unit = f"{coarsest}, each with the finer ones in it" if len(instances.scales) > 1 else coarsest
+        coarsest = instances.scales[-1]
+        unit = " ".join(f"{len(instances.features[coarsest])} {coarsest} patches".split())
+        if len(instances.scales) > 1:
+            unit += ", each with the finer ones in it"
         return of_resamples(self.kind, self.outputs, value, np.concatenate(chunks), unit)
 
     def attention(self, bag: Bag) -> dict[str, NDArray[np.float64]]:
@@ -220,7 +223,7 @@ def _training_slides(files: list[Path]) -> dict[Path, frozenset[str]]:
             match = _MODEL_OF_A_RUN.fullmatch(path.name)
             if path.parent != folder or not match or not {"seed", "fold", "part", "slide_id"} <= set(table):
                 continue
-            seed, fold = match.groups()
+            seed, fold = match[1], unquote(match[2])
             mine = (table.seed.isna() | (table.seed == seed)) & (table.fold == fold)
             if mine.any():
                 known[path] = frozenset(map(slide_name, table.slide_id[mine & (table.part != "test")]))

@@ -95,7 +95,7 @@ def of_resamples(
         names: of the outputs.
         value: (C,), of the whole bag.
         resampled: (B, C), of each resample (Efron and Tibshirani 1993, chapter 13: the percentile interval).
-        unit: what was drawn, for the sentence, for example ``5x patches, each with the finer ones in it``.
+        unit: what was drawn, for the sentence, for example ``40 5x patches, each with the finer ones in it``.
     """
     low, high = np.percentile(resampled, (2.5, 97.5), axis=0)
     return Prediction(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mil.attention import ScaleAttention, SlideAttention
 from mil.heatmap import colour_table, patch_colours
@@ -58,83 +53,6 @@ def plain_page(tmp_path_factory) -> Path:
         path, make_attention(), Prediction("risk", (Output("risk", -1.5),), 1, "One model."), [], notes=["No slide."]
     )
     return path
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no chromium and chromedriver here: the page is not opened in a browser")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-quic", "no-first-run",
-        "disable-background-networking", "disable-component-update", "disable-sync", "window-size=1400,1000",
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=Service(driver))
-    yield session
-    session.quit()
-
-
-class Page:
-    """What the tests do on an open page."""
-
-    def __init__(self, browser, path: Path) -> None:
-        self.browser = browser
-        for kind in ("browser", "performance"):  # of the page before
-            browser.get_log(kind)
-        browser.get(path.as_uri())
-        self.settle()
-
-    def settle(self) -> None:
-        """Waits until what was asked for is drawn."""
-        self.browser.execute_async_script(
-            "const done = arguments[0], next = requestAnimationFrame; next(() => next(() => next(done)));"
-        )
-
-    def run(self, script: str, *values: object) -> object:
-        result = self.browser.execute_script(script, *values)
-        self.settle()
-        return result
-
-    def click(self, selector: str) -> None:
-        self.run("document.querySelector(arguments[0]).click()", selector)
-
-    def slide(self, id: str, value: int) -> None:
-        self.run(
-            "const e = document.getElementById(arguments[0]); e.value = arguments[1]; "
-            "e.dispatchEvent(new Event('input', {bubbles: true}))",
-            id,
-            value,
-        )
-
-    def pixels(self) -> np.ndarray:
-        """What the canvas shows, (H, W, 3)."""
-        url = self.run("return document.getElementById('slide').toDataURL('image/png')")
-        image = Image.open(io.BytesIO(base64.b64decode(str(url).split(",")[1])))
-        return np.asarray(image.convert("RGB")).astype(int)
-
-    def text(self, id: str) -> str:
-        return str(self.run("return document.getElementById(arguments[0]).textContent", id))
-
-    def errors(self) -> list:
-        return self.browser.get_log("browser")
-
-    def requests(self) -> list[str]:
-        """Addresses of all that was asked for."""
-        messages = (json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance"))
-        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-
-
-@pytest.fixture
-def open_page(browser) -> Callable[[Path], Page]:
-    return lambda path: Page(browser, path)
 
 
 def place_of(pixels: np.ndarray, x: float, y: float) -> np.ndarray:
