@@ -62,7 +62,10 @@ class BagReader:
 
     def instances(self, bag: int, *, check: bool = False) -> Instances:
         """One bag at the reader's magnifications."""
-        return load_instances(self.sources[bag], self.scales, check=check)
+        source = self.sources[bag]
+        if isinstance(source, Instances) and source.scales == self.scales and not check:
+            return source
+        return load_instances(source, self.scales, check=check)
 
     def branches(self, instances: Instances) -> list[NDArray[np.float32]]:
         """The matrices (N_i, D_i) of instances in memory."""
@@ -70,41 +73,74 @@ class BagReader:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Several bags, padded to the longest.
+class Part:
+    """Bags of a batch that the network takes at once, padded to the longest.
 
     Attributes:
-        bags: their places in the reader.
-        features: (B, N_i, D_i) float32 for each branch, 0 at padding.
+        features: (B, N_i, D_i) float32 for each branch; padding holds 0.
         masks: (B, N_i) bool for each branch, True for instances.
     """
 
-    bags: NDArray[np.intp]
     features: list[Tensor]
     masks: list[Tensor]
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
-        return Batch(
-            self.bags,
+    def to(self, device: torch.device) -> Part:
+        """The part on another device."""
+        return Part(
             [values.to(device, non_blocking=True) for values in self.features],
             [mask.to(device, non_blocking=True) for mask in self.masks],
         )
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The bags of one step.
+
+    Attributes:
+        bags: their places in the reader, in the order of the parts.
+        parts: small bags padded together, large ones by themselves and without a copy.
+    """
+
+    bags: NDArray[np.intp]
+    parts: list[Part]
+
+
+PART_INSTANCES = 4096
+"""Most instances, padding included, of bags that are padded together: enough to keep a processor busy."""
+
+
 def make_batch(bags: NDArray[np.intp], matrices: Sequence[Sequence[NDArray[np.float32]]]) -> Batch:
-    """Pads the matrices of several bags, one list of branches a bag."""
+    """A batch of several bags.
+
+    Args:
+        bags: their places in the reader.
+        matrices: of each bag, one (N_i, D_i) for each branch.
+    """
+    # By size, so that little is padded. Padding has no part in the result, but the order of sums has.
+    lengths = [sum(map(len, branches)) for branches in matrices]
+    order = np.argsort(lengths, kind="stable")
+    parts: list[list[int]] = []
+    for place in order:
+        if parts and lengths[place] * (len(parts[-1]) + 1) <= PART_INSTANCES:
+            parts[-1].append(int(place))
+        else:
+            parts.append([int(place)])
+    return Batch(bags[order], [_pad([matrices[place] for place in part]) for part in parts])
+
+
+def _pad(matrices: Sequence[Sequence[NDArray[np.float32]]]) -> Part:
     features, masks = [], []
     for branch in zip(*matrices, strict=True):
-        longest = max(len(matrix) for matrix in branch)
-        padded = torch.zeros(len(branch), longest, branch[0].shape[1])
-        mask = torch.zeros(len(branch), longest, dtype=torch.bool)
-        for place, matrix in enumerate(branch):
-            padded[place, : len(matrix)] = torch.from_numpy(matrix)
-            mask[place, : len(matrix)] = True
-        features.append(padded)
-        masks.append(mask)
-    return Batch(bags, features, masks)
+        lengths = torch.tensor([len(matrix) for matrix in branch])
+        if len(branch) == 1:
+            features.append(torch.from_numpy(branch[0])[None])
+        else:
+            padded = torch.zeros(len(branch), int(lengths.max()), branch[0].shape[1])
+            for place, matrix in enumerate(branch):
+                padded[place, : len(matrix)] = torch.from_numpy(matrix)
+            features.append(padded)
+        masks.append(torch.arange(int(lengths.max())) < lengths[:, None])
+    return Part(features, masks)
 
 
 def read_batches(

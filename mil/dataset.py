@@ -6,25 +6,21 @@ Only headers are read ahead (``probe``); features are read bag by bag, so that m
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mil.stored import is_bag, matrix_shape, read_bag, read_matrix
 from zoomfeat.bags import UNKNOWN, Bag, BagMetadata, find_parents, hdf5
-from zoomfeat.bags.files import reading, require_dataset
 from zoomfeat.bags.scales import AnyScale
 from zoomfeat.errors import BagInvalidError, ConfigurationError, MagnificationError
 
 PLAIN = ""
 """Name of the only scale of a bag that does not state its magnification: arrays, TRIDENT, CLAM, STAMP files."""
-
-_FOREIGN_CURE = "Expected an HDF5 file with `features` (N, D) (TRIDENT, CLAM), or `feats` (STAMP)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +34,7 @@ class Instances:
     """
 
     features: dict[str, NDArray[np.float32]]
-    parents: dict[str, NDArray[np.integer]]
+    parents: Mapping[str, NDArray[np.integer]]
 
     def __len__(self) -> int:
         """Number of instances at the finest magnification."""
@@ -192,13 +188,12 @@ def _load(source: BagSource, scales: Sequence[str] | None) -> Instances:
     if isinstance(source, np.ndarray):
         return _plain(_as_matrix(source), scales, None)
     path = Path(source)
-    if path.suffix in (".pt", ".npy"):
-        return _plain(np.ascontiguousarray(_open_matrix(path), dtype=np.float32), scales, path)
-    if _is_zoomfeat_bag(path):
-        stored, parents, _ = hdf5.read(path)
-        return _from_scales(stored, parents, scales, path)
-    with reading(path) as file:
-        return _plain(_foreign_dataset(file, path).astype(np.float32)[...], scales, path)
+    if not is_bag(path):
+        return _plain(read_matrix(path), scales, path)
+    if scales and (found := read_bag(path, scales)):
+        return Instances(*found)
+    stored, parents, _ = hdf5.read(path)
+    return _from_scales(stored, parents, scales, path)
 
 
 def _describe(
@@ -216,13 +211,10 @@ def _describe(
     if isinstance(source, np.ndarray):
         return _plain_shape(_as_matrix(source).shape, scales, None), None
     path = Path(source)
-    if path.suffix in (".pt", ".npy"):
-        return _plain_shape(_open_matrix(path).shape, scales, path), None
-    if _is_zoomfeat_bag(path):
-        stored, _, metadata = hdf5.read(path)
-        return _scale_shapes(stored, scales, path), encoder_identity(metadata)
-    with reading(path) as file:
-        return _plain_shape(_foreign_dataset(file, path).shape, scales, path), None
+    if not is_bag(path):
+        return _plain_shape(matrix_shape(path), scales, path), None
+    stored, _, metadata = hdf5.read(path)
+    return _scale_shapes(stored, scales, path), encoder_identity(metadata)
 
 
 def _from_scales(found: Sequence[AnyScale], parents: Any, scales: Sequence[str] | None, path: Path | None) -> Instances:
@@ -308,37 +300,7 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], path: Path | None) -> None
 def _as_matrix(array: NDArray) -> NDArray[np.float32]:
     if array.dtype.kind not in "fiu":
         raise BagInvalidError(f"an array of type {array.dtype}, expected numbers (N, D)")
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _is_zoomfeat_bag(path: Path) -> bool:
-    with reading(path) as file:
-        return "schema" in file.attrs
-
-
-def _foreign_dataset(file: h5py.File, path: Path) -> h5py.Dataset:
-    name = "feats" if "feats" in file and "features" not in file else "features"
-    return require_dataset(file, name, path, shape=(None, None), cure=_FOREIGN_CURE)
-
-
-def _open_matrix(path: Path) -> NDArray:
-    """A matrix in a ``.pt`` or ``.npy`` file, mapped and not yet read."""
-    import torch
-
-    try:
-        if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            array = torch.load(path, map_location="cpu", weights_only=True, mmap=True).detach().numpy()
-    except FileNotFoundError:
-        raise BagInvalidError("no such file", cure="Check the path", path=path) from None
-    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        raise BagInvalidError(
-            "holds no matrix that loads safely", cure="Expected one tensor or array (N, D)", path=path
-        ) from error
-    if array.dtype.kind not in "fiu":
-        raise BagInvalidError(f"an array of type {array.dtype}, expected numbers (N, D)", path=path)
-    return array
+    return np.require(array, dtype=np.float32, requirements=["C", "W"])  # PyTorch shares memory that it may write
 
 
 def _path_of(source: BagSource) -> Path | None:

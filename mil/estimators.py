@@ -69,9 +69,9 @@ class MILEstimator(BaseEstimator):
         dropout: float = 0.25,
         head_options: Mapping[str, Any] | None = None,
         epochs: int = 50,
-        learning_rate: float = 5e-4,
+        learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
-        batch_size: int = 8,
+        batch_size: int = 16,
         accumulate: int = 1,
         max_instances: int | None = None,
         instance_dropout: float = 0.0,
@@ -126,7 +126,10 @@ class MILEstimator(BaseEstimator):
         self.widths_ = dict(facts.widths)
         self.encoder_ = facts.encoder
         self.n_features_in_ = sum(facts.widths.values())
-        reader = BagReader(sources, self.scales_, self.fusion)
+        in_memory = [
+            load_instances(source, self.scales_) if isinstance(source, np.ndarray) else source for source in sources
+        ]
+        reader = BagReader(in_memory, self.scales_, self.fusion)
         training, validation = self._inner_split(y, patients)
         means, deviations = feature_moments(reader, training, validation)  # reads every bag, so checks every value
 
@@ -153,9 +156,9 @@ class MILEstimator(BaseEstimator):
         facts = self._check_bags([bag])
         reader = BagReader([bag], self.scales_, self.fusion)
         instances = load_instances(bag, self.scales_)
-        batch = make_batch(np.zeros(1, dtype=np.intp), [reader.branches(instances)])
+        (part,) = make_batch(np.zeros(1, dtype=np.intp), [reader.branches(instances)]).parts
         with torch.inference_mode():
-            output = self.network_.eval()(batch.features, batch.masks)
+            output = self.network_.eval()(part.features, part.masks)
         weights = [branch.attention[0].float().numpy() for branch in output.branches]
         if self.fusion == "late":
             return dict(zip(facts.widths, weights, strict=True))
@@ -312,9 +315,9 @@ class MILClassifier(ClassifierMixin, MILEstimator):
         dropout: float = 0.25,
         head_options: Mapping[str, Any] | None = None,
         epochs: int = 50,
-        learning_rate: float = 5e-4,
+        learning_rate: float = 1e-3,
         weight_decay: float = 1e-2,
-        batch_size: int = 8,
+        batch_size: int = 16,
         accumulate: int = 1,
         max_instances: int | None = None,
         instance_dropout: float = 0.0,

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mil.batches import BagReader, Batch, Sampling, read_batches
-from mil.heads.network import Network, NetworkOutput
+from mil.heads.network import Network
 from mil.objectives import CrossEntropy, Objective
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.progress import progress_bar
@@ -105,10 +105,7 @@ def train(
             losses = []
             batches = read_batches(reader, groups, plan.sampling, (plan.seed, epoch))
             for place, batch in enumerate(batches, start=1):
-                batch = batch.to(device)
-                with _autocast(device):
-                    output = network(batch.features, batch.masks)
-                loss = total_loss(network, output, batch, values[batch.bags], objective)
+                loss = total_loss(network, batch, values[batch.bags], objective, device)
                 scaler.scale(loss / plan.accumulate).backward()
                 losses.append(loss.detach())
                 if place % plan.accumulate == 0 or place == len(groups):
@@ -132,22 +129,43 @@ def train(
     return history
 
 
-def total_loss(network: Network, output: NetworkOutput, batch: Batch, targets: Tensor, objective: Objective) -> Tensor:
-    """The objective on the prediction, plus what the branches add to it: further predictions, losses on instances."""
-    loss = objective(output.logits, targets, output.logits.new_ones(len(targets)))
-    for head, branch, mask in zip(network.heads, output.branches, batch.masks, strict=True):
-        if branch.side_logits is not None:
-            assert branch.side_weights is not None
-            count = branch.side_logits.shape[1]
-            loss = loss + objective(
-                branch.side_logits.flatten(0, 1),
-                targets.repeat_interleave(count, dim=0),
-                branch.side_weights.flatten(),
-            )
+def total_loss(network: Network, batch: Batch, targets: Tensor, objective: Objective, device: torch.device) -> Tensor:
+    """The objective on the predictions of a batch, plus what branches add: further predictions, losses on instances.
+
+    Args:
+        network: the network.
+        batch: B bags.
+        targets: of these bags, in their order, on ``device``.
+        objective: what training minimises.
+        device: to run on.
+    """
+    parts = [part.to(device) for part in batch.parts]
+    with _autocast(device):
+        outputs = [network(part.features, part.masks) for part in parts]
+    logits = torch.cat([output.logits for output in outputs])
+    loss = objective(logits, targets, logits.new_ones(len(targets)))
+    targets_of_parts = targets.split([len(output.logits) for output in outputs])
+    for place, head in enumerate(network.heads):
+        branches = [output.branches[place] for output in outputs]
+        further = [(branch.side_logits, branch.side_weights) for branch in branches]
+        loss = loss + _side_loss(further, targets, objective)
         if isinstance(objective, CrossEntropy):
-            extra = head.instance_loss(branch, mask, targets)
-            loss = loss if extra is None else loss + extra
+            for part, branch, mine in zip(parts, branches, targets_of_parts, strict=True):
+                extra = head.instance_loss(branch, part.masks[place], mine)
+                loss = loss if extra is None else loss + extra * len(mine) / len(targets)
     return loss
+
+
+def _side_loss(
+    further: list[tuple[Tensor | None, Tensor | None]], targets: Tensor, objective: Objective
+) -> Tensor | float:
+    """The objective on further predictions (B, K, C) of the same targets, with weights (B, K); 0 without any."""
+    found = [(logits, weights) for logits, weights in further if logits is not None and weights is not None]
+    if not found:
+        return 0.0
+    logits = torch.cat([each for each, _ in found])
+    weights = torch.cat([each for _, each in found])
+    return objective(logits.flatten(0, 1), targets.repeat_interleave(logits.shape[1], dim=0), weights.flatten())
 
 
 @torch.inference_mode()
@@ -160,19 +178,22 @@ def predict_logits(
     *,
     check: bool = False,
 ) -> Tensor:
-    """(M, C) float32 logits of some bags of a reader, on the CPU.
+    """(M, C) float32 logits of some distinct bags of a reader, on the CPU.
 
     Raises:
         BagInvalidError: a bag is damaged or, with ``check``, its features are not finite.
     """
     network.eval()
     groups = [bags[start : start + batch_size] for start in range(0, len(bags), batch_size)]
-    logits = []
+    found, logits = [], []
     for batch in read_batches(reader, groups, check=check):
-        batch = batch.to(device)
-        with _autocast(device):
-            logits.append(network(batch.features, batch.masks).logits.float().cpu())
-    return torch.cat(logits)
+        for part in batch.parts:
+            part = part.to(device)
+            with _autocast(device):
+                logits.append(network(part.features, part.masks).logits.float().cpu())
+        found.append(batch.bags)
+    order = {int(bag): place for place, bag in enumerate(np.concatenate(found))}
+    return torch.cat(logits)[[order[int(bag)] for bag in bags]]
 
 
 @contextmanager

@@ -34,14 +34,53 @@ class HeadOutput:
     side_weights: Tensor | None = None
 
 
+class Embedding(nn.Module):
+    """Standardisation, a linear layer, ReLU and dropout on each instance: the first stage of every head.
+
+    Features are taken as they are until ``standardize`` tells their mean and deviation.
+
+    Args:
+        input_dim: length D of an instance.
+        width: length of an embedded instance.
+        dropout: share of embedded values set to zero in training.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, input_dim: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("deviation", torch.ones(input_dim))
+        self.linear = nn.Linear(input_dim, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def standardize(self, mean: Tensor, deviation: Tensor) -> None:
+        """Takes the mean and the deviation of each feature, (D,) each."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, W)."""
+        if features.is_cuda:  # in half precision a large mean must be gone before the product
+            embedded = self.linear((features - self.mean) / self.deviation)
+        else:
+            # The same within the weights, which spares a copy of the bag: half the time of a step on a CPU.
+            weight = self.linear.weight / self.deviation
+            embedded = nn.functional.linear(features, weight, self.linear.bias - weight @ self.mean)
+        return self.dropout(embedded.relu_())
+
+
 class Head(nn.Module):
     """A bag of instance features in, logits and attention out.
 
     Attributes:
         vector_width: length V of the bag vector.
+        embed: the first stage.
     """
 
     vector_width: int
+    embed: Embedding
 
     def forward(self, features: Tensor, mask: Tensor) -> HeadOutput:
         """Runs the head.
@@ -64,19 +103,6 @@ class Head(nn.Module):
             A scalar, already weighted.
         """
         return None
-
-
-class Embedding(nn.Sequential):
-    """Linear layer, ReLU and dropout on each instance: the common first stage of attention heads.
-
-    Args:
-        input_dim: length D of an instance.
-        width: length of an embedded instance.
-        dropout: share of embedded values set to zero in training.
-    """
-
-    def __init__(self, input_dim: int, width: int, dropout: float) -> None:
-        super().__init__(nn.Linear(input_dim, width), nn.ReLU(), nn.Dropout(dropout))
 
 
 HeadBuilder = Callable[..., Head]

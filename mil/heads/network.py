@@ -32,7 +32,7 @@ class NetworkOutput:
 
 
 class Network(nn.Module):
-    """Standardises features and runs one head, or one for each magnification.
+    """One head, or one for each magnification.
 
     With several branches the bag vectors are concatenated and classified by one linear layer (late fusion).
 
@@ -47,7 +47,6 @@ class Network(nn.Module):
         super().__init__()
         heads = [build_head(head, dim, num_outputs, **options) for dim in input_dims]
         self.branches = nn.ModuleList(heads)
-        self.scalers = nn.ModuleList(Standardize(dim) for dim in input_dims)
         self.classifier: nn.Linear | None = None
         if len(input_dims) > 1:
             self.classifier = nn.Linear(sum(branch.vector_width for branch in heads), num_outputs)
@@ -59,10 +58,7 @@ class Network(nn.Module):
             features: (B, N_i, D_i) for each branch.
             masks: (B, N_i) bool for each branch.
         """
-        outputs = [
-            head(scaler(values), mask)
-            for head, scaler, values, mask in zip(self.heads, self.scalers, features, masks, strict=True)
-        ]
+        outputs = [head(values, mask) for head, values, mask in zip(self.heads, features, masks, strict=True)]
         if self.classifier is None:
             return NetworkOutput(outputs[0].logits, outputs)
         return NetworkOutput(self.classifier(torch.cat([output.vector for output in outputs], dim=1)), outputs)
@@ -74,30 +70,8 @@ class Network(nn.Module):
 
     def standardize(self, means: Sequence[NDArray[np.float32]], deviations: Sequence[NDArray[np.float32]]) -> None:
         """Takes the mean and deviation of each feature, (D_i,) for each branch."""
-        for scaler, mean, deviation in zip(self.scalers, means, deviations, strict=True):
-            assert isinstance(scaler, Standardize)
-            scaler.mean.copy_(torch.from_numpy(mean))
-            scaler.deviation.copy_(torch.from_numpy(deviation))
-
-
-class Standardize(nn.Module):
-    """Brings features to mean 0 and deviation 1; the identity until it is told both.
-
-    Args:
-        dim: number of features.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("deviation", torch.ones(dim))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., D) to (..., D)."""
-        return (features - self.mean) / self.deviation
+        for head, mean, deviation in zip(self.heads, means, deviations, strict=True):
+            head.embed.standardize(torch.from_numpy(mean), torch.from_numpy(deviation))
 
 
 def check_fusion(fusion: str) -> None:

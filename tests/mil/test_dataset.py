@@ -150,11 +150,21 @@ def test_batches_are_padded_and_masked(rng):
     bags = [rng.normal(size=(count, 3)).astype(np.float32) for count in (4, 1, 6)]
     reader = BagReader(bags, ("",), "early")
     first, second = read_batches(reader, [np.array([2, 1]), np.array([0])])
-    assert first.features[0].shape == (2, 6, 3)
-    assert first.masks[0].sum(dim=1).tolist() == [6, 1]
-    np.testing.assert_array_equal(first.features[0][1, 0], bags[1][0])
-    assert not first.features[0][1, 1:].any()
+    assert first.bags.tolist() == [1, 2], "by size"
+    (part,) = first.parts
+    assert part.features[0].shape == (2, 6, 3)
+    assert part.masks[0].sum(dim=1).tolist() == [1, 6]
+    np.testing.assert_array_equal(part.features[0][0, 0], bags[1][0])
+    assert not part.features[0][0, 1:].any()
     assert second.bags.tolist() == [0]
+
+
+def test_large_bags_are_not_padded(rng):
+    matrices = [[rng.normal(size=(count, 1)).astype(np.float32)] for count in (5000, 3, 3000, 2, 1000)]
+    batch = make_batch(np.arange(5) + 10, matrices)
+    assert batch.bags.tolist() == [13, 11, 14, 12, 10]
+    assert [tuple(part.features[0].shape[:2]) for part in batch.parts] == [(3, 1000), (1, 3000), (1, 5000)]
+    assert np.shares_memory(batch.parts[-1].features[0].numpy(), matrices[0][0])
 
 
 def test_batches_from_disk_equal_those_from_memory(tmp_path, rng):
@@ -170,8 +180,10 @@ def test_batches_from_disk_equal_those_from_memory(tmp_path, rng):
         ]
         for batches in zip(*kinds, strict=True):
             for other in batches[1:]:
-                for mine, theirs in zip(batches[0].features, other.features, strict=True):
-                    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+                for mine, theirs in zip(batches[0].parts, other.parts, strict=True):
+                    for branch in range(len(mine.features)):
+                        assert torch.equal(mine.features[branch], theirs.features[branch])
+                        assert torch.equal(mine.masks[branch], theirs.masks[branch])
 
 
 def test_a_damaged_file_stops_the_reading(tmp_path, rng):
@@ -222,4 +234,4 @@ def test_make_batch_of_instances():
     )
     reader = BagReader([instances], instances.scales, "late")
     batch = make_batch(np.array([0]), [reader.read(0)])
-    assert [values.shape for values in batch.features] == [(1, 3, 2), (1, 1, 4)]
+    assert [values.shape for values in batch.parts[0].features] == [(1, 3, 2), (1, 1, 4)]
