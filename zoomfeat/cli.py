@@ -67,6 +67,9 @@ COMMANDS = {
         "zoomfeat train-cdm data=training/ model=zoomldm-brca/ out=cdm/",
         extra="training",
     ),
+    "generate": Command(
+        "generation.commands.generate", "zoomfeat generate magnification=5x out=samples/ slide=slide.svs x=10240 y=8192"
+    ),
     "crossval": Command(
         "mil.commands.crossval",
         "zoomfeat crossval bags=bags/ labels=labels.csv label=subtype out=run/ seeds=[0,1,2]",

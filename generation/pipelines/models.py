@@ -21,19 +21,23 @@ class NamedModel:
         ladder: its magnifications.
         ssl_encoder: what it was conditioned on, where that is an encoder of ours.
         folder: of the hub repository; None: the model ships with zoomfeat.
+        note: what whoever sees its images must know.
     """
 
     ladder: str
     ssl_encoder: str | None
     folder: str | None
+    note: str = ""
 
 
 MODELS = {
     "zoomldm-brca": NamedModel(BRCA.name, "uni", "brca"),
     "zoomldm-naip": NamedModel(NAIP.name, None, "naip"),
-    "zoomldm-tiny": NamedModel(BRCA.name, "efficientnet-lite0", None),
+    "zoomldm-tiny": NamedModel(
+        BRCA.name, "efficientnet-lite0", None, "a small model trained on few pictures, for demonstration and tests only"
+    ),
 }
-"""The models by name; `zoomldm-tiny` is for demonstration and tests only."""
+"""The models by name."""
 
 
 def load_pipeline(model: str, cdm: str | Path | None = None, device: str = "auto") -> ZoomLDMPipeline:

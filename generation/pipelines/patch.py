@@ -44,6 +44,8 @@ _OUTPUTS = ("pil", "np", "pt", "latent")
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
 """diffusers' ``callback_on_step_end``: pipeline, step, timestep and ``{"latents": ...}`` in, the last one out."""
 
+_Context = Callable[[list[int], list[torch.Generator], Callable[[Tensor], object]], Tensor]
+
 
 class ZoomLDMPipeline(ZoomLDM):
     """Draws 256 x 256 px patches at any magnification that the model knows.
@@ -184,8 +186,8 @@ class ZoomLDMPipeline(ZoomLDM):
         if output_type not in _OUTPUTS:
             raise ConfigurationError(f"output_type={output_type!r}", cure=f"Use one of {', '.join(_OUTPUTS)}")
         self._check_numbers(num_inference_steps, guidance_scale, num_images, batch_size)
-        steps, grids = self._conditions(ssl_embeddings, magnification, tokens)
-        conditions = [i for i in range(len(steps)) for _ in range(num_images)]
+        count, context = self._conditions(ssl_embeddings, magnification, tokens, num_cdm_steps)
+        conditions = [i for i in range(count) for _ in range(num_images)]
         generators = one_each(generator, len(conditions))
         if latents is not None:
             multiple = 2 ** (len(self.unet.config.block_out_channels) - 1)
@@ -195,7 +197,8 @@ class ZoomLDMPipeline(ZoomLDM):
         device = self._execution_device
         at_once = 1 if device.type == "cpu" else batch_size
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        each = len(self.scheduler.timesteps) + (num_cdm_steps if grids is None and tokens is None else 0)
+        drawn = ssl_embeddings is None and tokens is None
+        each = len(self.scheduler.timesteps) + (num_cdm_steps if drawn else 0)
         total, done = each * math.ceil(len(conditions) / at_once), 0
         results = []
         with self.progress_bar(total=total) as bar:
@@ -208,19 +211,14 @@ class ZoomLDMPipeline(ZoomLDM):
                     progress(done, total)
 
             for start in range(0, len(conditions), at_once):
-                part, sources = (values[start : start + at_once] for values in (conditions, generators))
-                if tokens is not None:
-                    context = tokens[part].to(device, self.unet.dtype)
-                elif grids is not None:
-                    context = self.encode_embeddings([grids[i] for i in part], [steps[i] for i in part])
-                else:
-                    context = self.draw_tokens([steps[i] for i in part], sources, num_cdm_steps, advance)
+                sources = generators[start : start + at_once]
+                read = context(conditions[start : start + at_once], sources, advance)
                 if latents is None:
-                    noise = randn_tensor((len(part), *self.latent_shape), sources, device, torch.float32)
+                    noise = randn_tensor((len(sources), *self.latent_shape), sources, device, torch.float32)
                 else:
                     noise = latents[start : start + at_once].to(device, torch.float32)
                 sampled = self.denoise(
-                    noise, context, num_inference_steps, guidance_scale, eta, sources, callback_on_step_end, advance
+                    noise, read, num_inference_steps, guidance_scale, eta, sources, callback_on_step_end, advance
                 )
                 results.append(sampled if output_type == "latent" else self.decode(sampled.to(self.vae.dtype)).float())
         images = VaeImageProcessor().postprocess(torch.cat(results), output_type)
@@ -279,7 +277,7 @@ class ZoomLDMPipeline(ZoomLDM):
             if self.config.ssl_encoder is None:
                 raise ConfigurationError(
                     "the model does not say by which encoder it was conditioned",
-                    cure="Give encoder=load_encoder(name), or load the model with ssl_encoder=name",
+                    cure="Give encoder=load_encoder(name), on the command line ssl_encoder=name",
                 )
             encoder = load_encoder(self.config.ssl_encoder, BRCA.steps[0], str(self._execution_device))
         expected = self.summarizer.config.input_dim
@@ -292,7 +290,7 @@ class ZoomLDMPipeline(ZoomLDM):
 
     @torch.no_grad()
     def encode_embeddings(self, grids: Sequence[Tensor], magnifications: Sequence[Magnification]) -> Tensor:
-        """Summarizer tokens ``(B, 65, D)`` of raw embeddings, one ``(C, g, g)`` a sample; see :func:`embedding_grid`."""
+        """Summarizer tokens ``(B, 65, D)`` of raw embeddings, one ``(C, g, g)`` a sample."""
         device, dtype = self._execution_device, self.summarizer.dtype
         ready = [embedding_grid(grid[None].to(device, torch.float32))[0].to(dtype) for grid in grids]
         return self.summarizer(ready, torch.tensor([step.index for step in magnifications], device=device))
@@ -304,7 +302,7 @@ class ZoomLDMPipeline(ZoomLDM):
         steps: int = 200,
         on_step: Callable[[Tensor], object] | None = None,
     ) -> Tensor:
-        """Summarizer tokens ``(B, 65, D)`` of imagined regions, drawn by the conditioning model from the magnification."""
+        """Summarizer tokens ``(B, 65, D)`` that the conditioning model draws for magnifications, one a sample."""
         indices = [step.index for step in magnifications]
         return sample_tokens(self.cdm, indices, list(generators), steps, on_step).to(self.unet.dtype)
 
@@ -363,26 +361,31 @@ class ZoomLDMPipeline(ZoomLDM):
         embeddings: Embeddings | Sequence[Embeddings] | None,
         magnification: Name | Sequence[Name] | None,
         tokens: Tensor | None,
-    ) -> tuple[list[Magnification | None], list[Tensor] | None]:
-        """A magnification for each condition (unknown and of no matter where tokens are given), and its grid."""
+        cdm_steps: int,
+    ) -> tuple[int, _Context]:
+        """How many conditions there are, and what makes the denoiser's context of some of them."""
         if tokens is not None:
             if embeddings is not None:
                 raise ConfigurationError("both ssl_embeddings and tokens", cure="Give one of them")
             check_rows("tokens", tokens, None, self.summarizer.context_shape)
-            return [None] * len(tokens), None
-        if embeddings is None:
-            steps = read_magnifications(magnification, self.ladder, None)
+            ready = tokens.to(self._execution_device, self.unet.dtype)
+            return len(tokens), lambda part, generators, on_step: ready[part]
+        grids = None if embeddings is None else as_grids(embeddings)
+        steps = read_magnifications(magnification, self.ladder, None if grids is None else len(grids))
+        if grids is None:
             if self.cdm is None:
                 raise ConfigurationError(
                     "no ssl_embeddings, and the model has no conditioning model (cdm) to draw without them",
                     cure="Give ssl_embeddings=, or load one with ZoomLDMPipeline.load(weights, cdm=path)",
                 )
-            return list(steps), None
-        grids = as_grids(embeddings)
-        steps = read_magnifications(magnification, self.ladder, len(grids))
+            return len(steps), lambda part, generators, on_step: self.draw_tokens(
+                [steps[i] for i in part], generators, cdm_steps, on_step
+            )
         for grid, step in zip(grids, steps, strict=True):
             check_grid(grid, step, self.summarizer.config.input_dim)
-        return list(steps), grids
+        return len(steps), lambda part, generators, on_step: self.encode_embeddings(
+            [grids[i] for i in part], [steps[i] for i in part]
+        )
 
     def _check_numbers(self, steps: int, guidance: float, images: int, batch_size: int) -> None:
         trained = self.scheduler.config.num_train_timesteps

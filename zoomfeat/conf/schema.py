@@ -235,6 +235,33 @@ class TrainCDMConfig(TrainConfig):
 
 
 @dataclass
+class GenerateConfig:
+    """Draws patches: at a magnification alone, or variations of a region of a slide."""
+
+    magnification: Any = key(REQUIRED, "20x, 5x and so on; several as [20x,5x]; or all that the model knows")
+    out: str = key(REQUIRED, "folder for the PNGs and preview.png; the same command draws only what is missing there")
+    model: str = key("zoomldm-tiny", "zoomldm-brca, zoomldm-naip, zoomldm-tiny, or the path of a folder or checkpoint")
+    cdm: str | None = key(
+        None, "its conditioning model, which images without slide= need: a folder or checkpoint; null: the model's own"
+    )
+    num_images: int = key(4, "images of each magnification")
+    slide: str | None = key(None, "a slide or a reference picture, to draw variations of a region; null: none")
+    x: int | None = key(None, "left edge of that region, in level-0 pixels; it is 256 px a side at the magnification")
+    y: int | None = key(None, "top edge of it")
+    mpp: float | None = key(None, "microns per pixel of a slide whose metadata give none")
+    ssl_encoder: str | None = key(
+        None, "encoder of the 20x patches under the region; null: the one that a named model was trained with"
+    )
+    ssl_weights: str | None = key(None, "its weights on disk, for encoders that have that option")
+    scheduler: str = key("ddim", "ddim, plms, dpm-solver++, unipc, or ddpm (ancestral: new noise in every step)")
+    steps: int = key(50, "denoising steps, 1 to 1000")
+    guidance: float = key(2.0, "classifier-free guidance s in u + s (c - u): 1 is none; w = s - 1 in (1 + w) c - w u")
+    seed: int = key(0, "decides the images: image i of a seed is the same however many are drawn")
+    device: str = key("auto", "where the model runs: auto, cpu, cuda, cuda:1")
+    batch_size: int = key(8, "images at once on a GPU (a CPU takes them one by one)")
+
+
+@dataclass
 class AppliedModelConfig:
     """What the commands that apply saved models to bags share."""
 
@@ -344,6 +371,7 @@ COMMAND_CONFIGS: dict[str, type] = {
     "train-first-stage": TrainFirstStageConfig,
     "train-ldm": TrainLDMConfig,
     "train-cdm": TrainCDMConfig,
+    "generate": GenerateConfig,
     "crossval": CrossvalConfig,
     "compare": CompareConfig,
     "predict": PredictConfig,
