@@ -8,7 +8,6 @@ the gradient of the squared difference by backpropagation, is there to be compar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,12 +92,12 @@ def estimate(bundle: ZoomLDM, states: Tensor, level: NoiseLevel, tokens: Tensor 
 
 @dataclass(frozen=True)
 class Pulled:
-    """Patches after one pull.
+    """Patches after they were pulled.
 
     Attributes:
         states: the noisy states, ``(B, C, h, w)``.
         estimate: of these states.
-        direction: where they moved, largest magnitude 1 in each patch.
+        direction: of the last pull, largest magnitude 1 in each patch.
     """
 
     states: Tensor
@@ -106,9 +105,9 @@ class Pulled:
     direction: Tensor
 
 
-def pulls(
+def pull(
     bundle: ZoomLDM, states: Tensor, targets: Tensor, level: NoiseLevel, tokens: Tensor | None, options: Pull
-) -> Iterator[Pulled]:
+) -> Pulled:
     """Pulls patches towards targets, ``options.iterations`` times.
 
     Args:
@@ -118,21 +117,21 @@ def pulls(
         level: how noisy the states are.
         tokens: conditions ``(B, 65, D)``, or None.
         options: how.
-
-    Yields:
-        The patches after each pull.
     """
+    direction = torch.zeros_like(states)
+    if options.by == "gradient":
+        for _ in range(options.iterations):
+            direction = gradient_direction(bundle, states, targets, level, tokens, options)
+            states = states + options.rate * direction
+        return Pulled(states, estimate(bundle, states, level, tokens, options.scale), direction)
     now = estimate(bundle, states, level, tokens, options.scale)
     for _ in range(options.iterations):
-        if options.by == "gradient":
-            direction = gradient_direction(bundle, states, targets, level, tokens, options)
-        else:
-            wanted = latent_direction(bundle, bundle.decode(now.clean), targets, options.difference)
-            nudged = estimate(bundle, states + options.difference * wanted, level, tokens, options.scale)
-            direction = unit_peak((nudged.clean - now.clean) / options.difference)
+        wanted = latent_direction(bundle, bundle.decode(now.clean), targets, options.difference)
+        nudged = estimate(bundle, states + options.difference * wanted, level, tokens, options.scale)
+        direction = unit_peak((nudged.clean - now.clean) / options.difference)
         states = states + options.rate * direction
         now = estimate(bundle, states, level, tokens, options.scale)
-        yield Pulled(states, now, direction)
+    return Pulled(states, now, direction)
 
 
 def latent_direction(bundle: ZoomLDM, images: Tensor, targets: Tensor, difference: float) -> Tensor:
