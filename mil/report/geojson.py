@@ -31,8 +31,10 @@ def write_geojson(attention: SlideAttention, path: Path) -> None:
         for place, scale in enumerate(attention.scales)
         for feature in _features(scale, _CLASS_COLOURS[place % len(_CLASS_COLOURS)])
     ]
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump({"type": "FeatureCollection", "features": features}, file, separators=(",", ":"))
+    # All text at once: `json.dump` to a file is several times slower.
+    text = json.dumps({"type": "FeatureCollection", "features": features}, separators=(",", ":"))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _features(scale: ScaleAttention, class_colour: list[int]) -> list[dict[str, Any]]:

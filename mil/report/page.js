@@ -12,7 +12,7 @@
     const attention = new Float32Array(bytes(scale.attention)), percentile = new Float32Array(bytes(scale.percentile));
     // Weakest first, so that the strongest is drawn last where patches share a pixel.
     const order = new Uint32Array(bytes(scale.order)).reverse();
-    return [scale.name, { ...scale, coords, attention, percentile, order }];
+    return [scale.name, { ...scale, coords, attention, percentile, order, lattice: latticeOf(coords, scale.size) }];
   }));
   const state = { magnification: data.scales[0].name, values: "percentile", overlay: true, opacity: 0.5, from: 0, selected: -1 };
   const view = { x: 0, y: 0, zoom: 1 }; // level-0 px of the top-left corner, CSS px per level-0 px
@@ -52,13 +52,18 @@
   }
 
   function drawPatches(toX, toY, width, height) {
-    const { coords, size, percentile, order } = scale();
-    let current = -1;
     context.save();
     context.beginPath();
     context.rect(toX(0), toY(0), toX(data.size[0]) - toX(0), toY(data.size[1]) - toY(0)); // patches overhang the slide
     context.clip();
     context.globalAlpha = state.opacity;
+    (scale().lattice ? drawLattice : drawBoxes)(toX, toY, width, height);
+    context.restore();
+  }
+
+  function drawBoxes(toX, toY, width, height) {
+    const { coords, size, percentile, order } = scale();
+    let current = -1;
     for (const row of order) {
       if (percentile[row] < state.from) continue;
       const x = coords[2 * row], y = coords[2 * row + 1];
@@ -68,7 +73,53 @@
       if (index !== current) { context.fillStyle = colours[index]; current = index; }
       context.fillRect(left, top, Math.max(1, right - left), Math.max(1, bottom - top));
     }
-    context.restore();
+  }
+
+  // ---- patches on a regular grid are one small picture, a pixel each, which a slide of 100,000 needs to pan smoothly ----
+  function latticeOf(coords, size) {
+    const columns = [], rows = [];
+    for (let row = 0; row < coords.length / 2; row++) {
+      columns.push((coords[2 * row] - coords[0]) / size[0]);
+      rows.push((coords[2 * row + 1] - coords[1]) / size[1]);
+    }
+    if (![...columns, ...rows].every(Number.isInteger)) return null;
+    const least = (values) => values.reduce((a, b) => Math.min(a, b)), most = (values) => values.reduce((a, b) => Math.max(a, b));
+    const [left, top] = [least(columns), least(rows)];
+    const picture = document.createElement("canvas");
+    picture.width = most(columns) - left + 1;
+    picture.height = most(rows) - top + 1;
+    const cells = columns.map((column, row) => (rows[row] - top) * picture.width + column - left);
+    return { x: coords[0] + left * size[0], y: coords[1] + top * size[1], cells, picture, shows: "" };
+  }
+
+  function paint({ lattice, percentile }) {
+    const shows = `${state.values} ${state.from}`;
+    if (lattice.shows === shows) return;
+    const cellContext = lattice.picture.getContext("2d");
+    const pixels = cellContext.createImageData(lattice.picture.width, lattice.picture.height);
+    lattice.cells.forEach((cell, row) => {
+      if (percentile[row] < state.from) return;
+      const index = colourIndex(row);
+      pixels.data.set([ramp[3 * index], ramp[3 * index + 1], ramp[3 * index + 2], 255], 4 * cell);
+    });
+    cellContext.putImageData(pixels, 0, 0);
+    lattice.shows = shows;
+  }
+
+  function drawLattice(toX, toY, width, height) {
+    const { lattice, size } = scale(), { picture } = lattice;
+    paint(scale());
+    // Only the cells in view, so that edges stay exact however far one zooms in.
+    const zoom = view.zoom * (window.devicePixelRatio || 1);
+    const first = (start, from, length) => Math.max(0, Math.floor((start - from) / length));
+    const last = (start, from, length, shown, count) => Math.min(count, Math.ceil((start + shown / zoom - from) / length));
+    const [left, right] = [first(view.x, lattice.x, size[0]), last(view.x, lattice.x, size[0], width, picture.width)];
+    const [top, bottom] = [first(view.y, lattice.y, size[1]), last(view.y, lattice.y, size[1], height, picture.height)];
+    if (right <= left || bottom <= top) return;
+    const edges = [lattice.x + left * size[0], lattice.y + top * size[1], lattice.x + right * size[0], lattice.y + bottom * size[1]];
+    const [x, y] = [toX(edges[0]), toY(edges[1])];
+    context.imageSmoothingEnabled = false;
+    context.drawImage(picture, left, top, right - left, bottom - top, x, y, toX(edges[2]) - x, toY(edges[3]) - y);
   }
 
   function drawSelected(toX, toY, density) {

@@ -167,6 +167,25 @@ def test_page_without_a_slide(plain_page, open_page):
     assert opened.errors() == []
 
 
+def test_patches_off_any_grid(tmp_path, open_page):
+    """Tools that start a grid of their own in every piece of tissue, and patches that overlap: the strongest shows."""
+    coords = np.array([[0, 0], [700, 301], [811, 301], [2000, 1500]])
+    scale = ScaleAttention("20x", coords, (256, 256), np.array([0.1, 0.4, 0.3, 0.2]))
+    attention = SlideAttention("s", (scale,), SIZE, True, None)
+    write_page(tmp_path / "page.html", attention, PREDICTION, [])
+    opened = open_page(tmp_path / "page.html")
+    opened.slide("opacity", 100)
+    shown, colours = opened.pixels(), patch_colours(scale)
+    assert (place_of(shown, 900, 400) == colours[1]).all()  # in both
+    for row in (0, 1, 3):
+        assert (place_of(shown, *(coords[row] + 40)) == colours[row]).all()
+    assert (place_of(shown, 1040, 400) == colours[2]).all()
+    assert (place_of(shown, 1200, 400) == 255).all()
+    opened.slide("from", 50)
+    assert (place_of(opened.pixels(), 40, 40) == 255).all()
+    assert opened.errors() == []
+
+
 class _Structure(HTMLParser):
     """Every element with its attributes, and the text of the title."""
 
