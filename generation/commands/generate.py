@@ -176,7 +176,7 @@ def _embed(slide: Slide, encoder: PatchEncoder, config: GenerateConfig, job: _Jo
 def _draw(pipe: ZoomLDMPipeline, config: GenerateConfig, job: _Job, grid: Tensor | None, console: Console) -> None:
     """Draws the missing images; each is written as soon as its batch is done."""
     sources = spawn(torch.Generator().manual_seed(config.seed), len(job.paths))
-    at_once = 1 if pipe.device.type == "cpu" else config.batch_size
+    at_once = pipe.samples_at_once(config.batch_size)
     with progress_bar(console) as progress:
         there = len(job.paths) - len(job.missing)
         task = progress.add_task(escape(str(job.magnification)), total=len(job.paths), completed=there, unit="images")

@@ -125,6 +125,10 @@ class ZoomLDMPipeline(ZoomLDM):
         side = PATCH_SIZE // 2 ** (len(self.vae.config.block_out_channels) - 1)
         return self.unet.config.in_channels, side, side
 
+    def samples_at_once(self, batch_size: int) -> int:
+        """One on a CPU, where a batch buys little and its size decides the last bits; else as many as asked for."""
+        return 1 if self._execution_device.type == "cpu" else batch_size
+
     @torch.no_grad()
     def __call__(
         self,
@@ -195,7 +199,7 @@ class ZoomLDMPipeline(ZoomLDM):
             check_rows("latents", latents, len(conditions), (self.latent_shape[0], *sides))
 
         device = self._execution_device
-        at_once = 1 if device.type == "cpu" else batch_size
+        at_once = self.samples_at_once(batch_size)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         drawn = ssl_embeddings is None and tokens is None
         each = len(self.scheduler.timesteps) + (num_cdm_steps if drawn else 0)
