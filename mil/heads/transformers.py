@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torchmil.models import TransMIL
@@ -23,7 +25,8 @@ class TransMILHead(Head):
         num_outputs: number C of logits.
         width: length of an embedded instance, a multiple of 4.
         dropout: on embedded instances.
-        landmarks: of the Nyström approximation.
+        landmarks: most landmarks of the Nyström approximation; a bag with fewer tokens has one for each, which makes
+            its attention exact.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class TransMILHead(Head):
     ) -> None:
         super().__init__()
         self.vector_width = width
+        self.landmarks = landmarks
         self.embed = Embedding(input_dim, width, dropout)
         self.transmil = TransMIL(in_shape=(width,), att_dim=width, n_landmarks=landmarks)
         self.transmil.classifier = nn.Identity()  # so that it gives the class token, as the bag's vector
@@ -50,6 +54,9 @@ class TransMILHead(Head):
 
     def _run(self, instances: Tensor) -> tuple[Tensor, Tensor]:
         """Class token (W,) of one bag (1, N, W), and how much it attends to each instance, (N,)."""
+        tokens = math.ceil(math.sqrt(instances.shape[1])) ** 2 + 1  # the grid that torchmil fills, and the class token
+        for layer in self.transmil.layers:
+            layer.att_module.n_landmarks = min(self.landmarks, tokens)
         seen: list[Tensor] = []
         last = self.transmil.layers[-1]
         hook = last.att_module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
