@@ -75,13 +75,16 @@ def of_models(kind: str, names: Sequence[str], values: NDArray[np.floating]) -> 
     if count == 1:
         outputs = tuple(Output(name, float(value)) for name, value in zip(names, values[0], strict=True))
         return Prediction(kind, outputs, 1, "One model, without an interval.")
-    columns = zip(names, values.mean(axis=0), values.min(axis=0), values.max(axis=0), strict=True)
+    mean = values.mean(axis=0)
+    columns = zip(names, mean, values.min(axis=0), values.max(axis=0), strict=True)
+    agree = int((values.argmax(axis=1) == mean.argmax()).sum())
+    votes = f"{agree} of them say {names[int(mean.argmax())]}. " if kind == "probability" else ""
     return Prediction(
         kind,
-        tuple(Output(name, float(mean), float(low), float(high)) for name, mean, low, high in columns),
+        tuple(Output(name, float(value), float(low), float(high)) for name, value, low, high in columns),
         count,
-        f"Mean of {count} models; the range is the lowest and the highest of them. It shows how far models of other "
-        "folds or seeds agree on this slide, and is no confidence interval.",
+        f"Mean of {count} models; the range is the lowest and the highest of them. {votes}It shows how far models of "
+        "other folds or seeds agree on this slide, and is no confidence interval.",
     )
 
 

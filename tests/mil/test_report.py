@@ -220,7 +220,7 @@ def test_page_names_what_the_interval_is(page, plain_page):
     text = page.read_text(encoding="utf-8")
     assert "0.800" in text
     assert "0.700 to 0.900" in text
-    assert "Mean of 2 models; the range is the lowest and the highest of them." in text
+    assert "Mean of 2 models; the range is the lowest and the highest of them. 2 of them say LUAD." in text
     assert "-1.5" in plain_page.read_text(encoding="utf-8")
 
 
