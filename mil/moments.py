@@ -6,6 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mil.batches import BagReader
+from mil.dataset import check_finite
+from zoomfeat.errors import ConfigurationError
+
+_ROWS = 256
+"""Instances at once, about a megabyte of them: what is in the cache is not fetched again."""
 
 
 def feature_moments(
@@ -13,7 +18,7 @@ def feature_moments(
 ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """Moments of each magnification's features over the instances of the training bags.
 
-    Every bag counts alike, so that a few large ones do not decide. Sums are about the first bag's mean, so that large
+    Every bag counts alike, so that a few large ones do not decide. Sums are about the first instance, so that large
     means cost no digits.
 
     Args:
@@ -26,31 +31,56 @@ def feature_moments(
 
     Raises:
         BagInvalidError: a bag is damaged or holds features that are not finite.
+        ConfigurationError: features too large to be squared.
     """
-    shifts: list[NDArray[np.float32]] = []
-    sums: list[NDArray[np.float64]] = []
-    squares: list[NDArray[np.float64]] = []
+    sums: dict[str, _Sums] = {}
     for bag in training:
-        matrices = list(reader.instances(int(bag), check=True).features.values())
-        if not shifts:
-            shifts = [matrix.mean(axis=0) for matrix in matrices]
-            sums = [np.zeros(matrix.shape[1]) for matrix in matrices]
-            squares = [np.zeros(matrix.shape[1]) for matrix in matrices]
-        for place, matrix in enumerate(matrices):
-            centred = matrix - shifts[place]
-            sums[place] += centred.mean(axis=0)
-            squares[place] += np.einsum("nd,nd->d", centred, centred) / len(matrix)
+        instances = reader.instances(int(bag))
+        for name, matrix in instances.features.items():
+            if name not in sums:
+                sums[name] = _Sums(matrix[0].copy())
+            if not sums[name].add(matrix):
+                check_finite(instances, reader.sources[int(bag)])
+                raise ConfigurationError(
+                    f"features up to {np.abs(matrix).max():g}, too large for single precision",
+                    cure="Scale them, or check the encoder",
+                )
     for bag in others:
         reader.instances(int(bag), check=True)
 
-    means, deviations = [], []
-    for shift, total, square in zip(shifts, sums, squares, strict=True):
-        mean = total / len(training)
-        variance = np.maximum(square / len(training) - mean**2, 0)
-        # Rounding leaves a constant feature a variance of about 1e-14 of its square.
-        constant = variance <= 1e-12 * np.square(shift.astype(np.float64)) + np.finfo(np.float32).tiny
-        means.append((shift + mean).astype(np.float32))
-        deviations.append(np.sqrt(np.where(constant, 1, variance)).astype(np.float32))
+    means, deviations = zip(*(each.moments(len(training)) for each in sums.values()), strict=True)
     if reader.fusion == "early":
         return [np.concatenate(means)], [np.concatenate(deviations)]
-    return means, deviations
+    return list(means), list(deviations)
+
+
+class _Sums:
+    """Sums over bags of the mean and the mean square of each feature, about a shift."""
+
+    def __init__(self, shift: NDArray[np.float32]) -> None:
+        self.shift = shift
+        self.first = np.zeros(len(shift))
+        self.second = np.zeros(len(shift))
+
+    def add(self, matrix: NDArray[np.float32]) -> bool:
+        """Adds a bag (N, D); whether all sums are finite, which they are only where all features are."""
+        first, second = np.zeros(len(self.shift)), np.zeros(len(self.shift))
+        buffer = np.empty((min(_ROWS, len(matrix)), matrix.shape[1]), dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, len(matrix), _ROWS):
+                rows = matrix[start : start + _ROWS]
+                centred = np.subtract(rows, self.shift, out=buffer[: len(rows)])
+                first += centred.sum(axis=0)
+                second += np.square(centred, out=centred).sum(axis=0)
+        self.first += first / len(matrix)
+        self.second += second / len(matrix)
+        return bool(np.isfinite(self.second).all())
+
+    def moments(self, bags: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and deviation of each feature, (D,) each."""
+        offset = self.first / bags
+        variance = np.maximum(self.second / bags - offset**2, 0)
+        # Rounding leaves a constant feature a variance of about 1e-14 of its square.
+        constant = variance <= 1e-12 * np.square(self.shift.astype(np.float64)) + np.finfo(np.float32).tiny
+        mean = (self.shift + offset).astype(np.float32)
+        return mean, np.sqrt(np.where(constant, 1, variance)).astype(np.float32)

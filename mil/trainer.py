@@ -85,6 +85,9 @@ def train(
 
     Returns:
         One row an epoch: ``loss``, and ``validation_loss`` where there are such bags.
+
+    Raises:
+        ConfigurationError: the loss is no longer finite.
     """
     values = targets.values.to(device)
     objective = targets.objective.to(device) if isinstance(targets.objective, torch.nn.Module) else targets.objective
@@ -114,6 +117,11 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                     schedule.step()
             history.append({"loss": float(torch.stack(losses).mean())})
+            if not math.isfinite(history[-1]["loss"]):
+                raise ConfigurationError(
+                    f"training diverged: the loss of epoch {epoch + 1} is {history[-1]['loss']}",
+                    cure="Lower learning_rate, or leave standardize on",
+                )
             if len(validation):
                 logits = predict_logits(network, reader, validation, plan.batch_size, device).to(device)
                 score = float(objective(logits, values[validation], logits.new_ones(len(validation))))

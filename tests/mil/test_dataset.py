@@ -219,6 +219,12 @@ def test_moments_weigh_bags_alike(rng):
     assert deviation[2] == 1, "a constant feature stays as it is"
 
 
+def test_features_too_large_to_be_squared():
+    reader = BagReader([np.full((3, 2), 3e38, np.float32) * np.array([[1], [0], [1]], np.float32)], ("",), "early")
+    with pytest.raises(ConfigurationError, match=r"3e\+38, too large"):
+        feature_moments(reader, np.arange(1), np.arange(0))
+
+
 def test_moments_of_each_magnification(rng):
     bags = [make_bag(rng.normal(3, 2, size=(20, 5)), rng.normal(-1, 1, size=(2, 4))) for _ in range(3)]
     early = feature_moments(BagReader(bags, ("20x", "5x"), "early"), np.arange(3), np.arange(0))

@@ -240,6 +240,19 @@ def test_accumulated_batches_are_one_large_batch(easy):
     np.testing.assert_allclose(large.predict_proba(bags), small.predict_proba(bags), atol=1e-4)
 
 
+def test_training_that_diverges_says_so(easy):
+    bags, labels = easy
+    with pytest.raises(ConfigurationError, match=r"training diverged: the loss of epoch \d+ is nan.*learning_rate"):
+        MILRegressor(head="mean", learning_rate=1e30, epochs=5, width=16).fit(bags, labels)
+
+
+def test_a_progress_bar_where_asked_for(easy, capsys):
+    MILClassifier(verbose=True, epochs=1, width=16).fit(*easy)
+    assert "training" in capsys.readouterr().err
+    MILClassifier(epochs=1, width=16).fit(*easy)
+    assert not capsys.readouterr().err
+
+
 # Numbers and survival
 
 
