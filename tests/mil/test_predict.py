@@ -146,6 +146,20 @@ def test_models_of_a_crossval_speak_only_on_slides_that_they_did_not_see(study, 
     assert load_ensemble(run).for_slide("never seen").training == "unseen"
 
 
+def test_run_of_crossval(study, tmp_path):
+    """The probabilities of the run itself come back, each from the model that had the slide in its test fold."""
+    labels = pd.DataFrame({"slide_id": [f"case.{n}" for n in range(4)], "patient_id": list("abcd")})
+    labels["label"] = ["IDC", "ILC"] * 2
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    words = [f"bags={study.bags}", f"labels={tmp_path / 'labels.csv'}", f"out={tmp_path / 'run'}"]
+    assert main(["crossval", *words, "folds=2", "epochs=2", "width=8"]) == 0
+    table = predict(tmp_path / "run", study.bags, tmp_path / "p.csv")
+    assert (table.training == "unseen").all()
+    assert (table.models == 1).all()
+    own = pd.read_parquet(tmp_path / "run" / "predictions.parquet").sort_values("patient_id")
+    np.testing.assert_allclose(table.prob_ILC, own.prob_ILC, rtol=1e-5)
+
+
 def test_interval_of_one_model_is_the_spread_over_resamples(study):
     path = study.bags / "case.0.h5"
     ensemble = load_ensemble(study.model)
