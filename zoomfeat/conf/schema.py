@@ -262,6 +262,66 @@ class GenerateConfig:
 
 
 @dataclass
+class GenerateLargeConfig:
+    """Draws a large 20x image under one patch of a coarser magnification, to a pyramidal TIFF."""
+
+    guide: str = key("5x", "magnification of the guide: 5x gives 1024 px, 1.25x 4096 px, 0.3125x 16384 px a side")
+    out: str = key(
+        REQUIRED, "folder for the TIFF and preview.png; a run that was interrupted goes on from the state it left there"
+    )
+    model: str = key("zoomldm-tiny", "zoomldm-brca, zoomldm-tiny, or the path of a folder or checkpoint")
+    cdm: str | None = key(
+        None, "its conditioning model, which draws the guide where neither slide= nor embeddings= is given"
+    )
+    slide: str | None = key(None, "a slide, to draw a variation of a region of it; null: none")
+    x: int | None = key(None, "left edge of that region, in level-0 pixels; it is 256 px a side at the guide")
+    y: int | None = key(None, "top edge of it")
+    mpp: float | None = key(None, "microns per pixel of a slide whose metadata give none")
+    ssl_encoder: str | None = key(
+        None, "encoder of the 20x patches under the region; null: the one that a named model was trained with"
+    )
+    ssl_weights: str | None = key(None, "its weights on disk, for encoders that have that option")
+    embeddings: str | None = key(
+        None, "instead of a region: a .npy file of (channels, rows, columns), one embedding a 20x patch"
+    )
+    through: list[str] = key([], "magnifications between guide and 20x, each guided by the one above: through=[5x]")
+    steps: int = key(20, "noise levels, a number that divides 1000")
+    guidance: float = key(3.0, "classifier-free guidance s in u + s (c - u); the publication's w = 2 is 3")
+    pulls: int = key(2, "how often every patch is pulled towards the guide at each noise level")
+    seams: bool = key(True, "a short second pass over overlapping windows removes the seams between patches")
+    seed: int = key(0, "decides the image")
+    save_every: int = key(1, "noise levels between two savings of the state")
+    device: str = key("auto", "where the model runs: auto, cpu, cuda, cuda:1")
+    batch_size: int = key(8, "patches at once on a GPU (a CPU takes them one by one); bounds the memory")
+
+
+@dataclass
+class SuperresConfig:
+    """Draws the 20x image of a coarser one: super-resolution by 2, 4 or 8."""
+
+    image: str = key(REQUIRED, "the picture: PNG, JPEG or TIFF, at 10x for scale=2, 5x for scale=4, 2.5x for scale=8")
+    out: str = key(REQUIRED, "folder for the result and preview.png, which shows it beside bicubic interpolation")
+    scale: int = key(4, "how much finer: 2, 4 or 8")
+    condition: str = key(
+        "inferred", "inferred: embeddings that explain the picture are looked for; given: embeddings=; uncond: none"
+    )
+    embeddings: str | None = key(
+        None, "for condition=given: a .npy file of (channels, rows, columns), one embedding a 20x patch"
+    )
+    model: str = key("zoomldm-tiny", "zoomldm-brca, zoomldm-tiny, or the path of a folder or checkpoint")
+    format: str = key("png", "png, or tiff: tiled and pyramidal, streamed, for results of many thousand px")
+    steps: int = key(20, "noise levels, a number that divides 1000")
+    guidance: float = key(3.0, "classifier-free guidance s in u + s (c - u); the publication's w = 2 is 3")
+    pulls: int = key(2, "how often every patch is pulled towards the picture at each noise level")
+    seams: bool = key(True, "a short second pass over overlapping windows removes the seams between patches")
+    inversion_steps: int = key(200, "steps of the search for embeddings, for each 256 px of the picture")
+    seed: int = key(0, "decides the result")
+    save_every: int = key(1, "noise levels between two savings of the state")
+    device: str = key("auto", "where the model runs: auto, cpu, cuda, cuda:1")
+    batch_size: int = key(8, "patches at once on a GPU (a CPU takes them one by one); bounds the memory")
+
+
+@dataclass
 class AppliedModelConfig:
     """What the commands that apply saved models to bags share."""
 
@@ -337,9 +397,9 @@ class CrossvalConfig:
     width: int = key(128, "length of an embedded instance")
     dropout: float = key(0.25, "on embedded instances, 0 to 1")
     epochs: int = key(50, "passes over the training bags")
-    learning_rate: float = key(5e-4, "of AdamW at its highest; a cosine takes it to 0")
+    learning_rate: float = key(1e-3, "of AdamW at its highest; a cosine takes it to 0")
     weight_decay: float = key(1e-2, "of AdamW")
-    batch_size: int = key(8, "bags in memory at once")
+    batch_size: int = key(16, "bags in memory at once")
     accumulate: int = key(1, "batches a step of the optimizer")
     max_instances: int | None = key(None, "most instances of a bag that a training step sees; null: all")
     instance_dropout: float = key(0.0, "share of the instances that a training step leaves out")
@@ -372,6 +432,8 @@ COMMAND_CONFIGS: dict[str, type] = {
     "train-ldm": TrainLDMConfig,
     "train-cdm": TrainCDMConfig,
     "generate": GenerateConfig,
+    "generate-large": GenerateLargeConfig,
+    "superres": SuperresConfig,
     "crossval": CrossvalConfig,
     "compare": CompareConfig,
     "predict": PredictConfig,
