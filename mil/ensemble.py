@@ -24,6 +24,7 @@ from mil.labels import slide_name
 from mil.prediction import Prediction, of_models, of_resamples
 from mil.resampling import resample
 from mil.tables import read_table
+from mil.trainer import choose_device
 from zoomfeat.bags import Bag
 from zoomfeat.errors import ConfigurationError
 
@@ -34,6 +35,26 @@ _MODEL_OF_A_RUN = re.compile(r"seed-(\d+)-fold-(.+)\.safetensors")
 _CHUNK = 20  # resamples of a bag in memory at once
 
 
+@dataclass(frozen=True)
+class FoldOfModel:
+    """What a model of a cross-validation saw.
+
+    Attributes:
+        trained_on: slides that it was trained or stopped on.
+        slides: all slides of the run.
+    """
+
+    trained_on: frozenset[str]
+    slides: frozenset[str]
+
+    def saw(self, slide_id: str) -> bool:
+        """Whether it was trained on that slide; the name before the first dot is enough where it is unambiguous."""
+        if slide_id not in self.slides:
+            same = [name for name in self.slides if name.split(".")[0] == slide_id.split(".")[0]]
+            slide_id = same[0] if len(same) == 1 else slide_id
+        return slide_id in self.trained_on
+
+
 @dataclass(frozen=True, eq=False)
 class SavedModel:
     """One fitted estimator and its file.
@@ -42,13 +63,13 @@ class SavedModel:
         path: the file.
         sha256: of the file.
         estimator: what it holds.
-        trained_on: slides that it saw in training; None where that is not known.
+        fold: what the splits of its cross-validation say; None for a model of another origin.
     """
 
     path: Path
     sha256: str
     estimator: MILEstimator
-    trained_on: frozenset[str] | None = None
+    fold: FoldOfModel | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +105,9 @@ class Ensemble:
 
     def for_slide(self, slide_id: str) -> Ensemble:
         """The models that did not see this slide in training; all where none is left, or nothing is known."""
-        if any(model.trained_on is None for model in self.models):
+        if any(model.fold is None for model in self.models):
             return self
-        unseen = tuple(model for model in self.models if slide_id not in (model.trained_on or ()))
+        unseen = tuple(model for model in self.models if model.fold and not model.fold.saw(slide_id))
         return Ensemble(unseen, "unseen") if unseen else replace(self, training="seen")
 
     def predict(self, source: BagSource) -> Prediction:
@@ -164,17 +185,18 @@ def load_ensemble(source: str | Path, device: str = "auto") -> Ensemble:
         device: where they predict.
 
     Raises:
-        ConfigurationError: no model there, or models of different kinds, classes or magnifications.
+        ConfigurationError: no model there, models of different kinds, classes or magnifications, or no such device.
         CheckpointMismatchError: a file that is no model.
     """
     files = _model_files(Path(source))
-    trained_on = _training_slides(files)
+    folds = _folds(files)
+    choose_device(device)
     models = []
     for path in files:
         estimator = load_model(path)
         estimator.set_params(device=device)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        models.append(SavedModel(path, digest, estimator, trained_on.get(path)))
+        models.append(SavedModel(path, digest, estimator, folds.get(path)))
     ensemble = Ensemble(tuple(models))
     for model in models[1:]:
         other = Ensemble((model,))
@@ -211,20 +233,24 @@ def _model_files(source: Path) -> list[Path]:
     return found
 
 
-def _training_slides(files: list[Path]) -> dict[Path, frozenset[str]]:
-    """Of each model of a cross-validation, the slides that it was trained or stopped on."""
-    known: dict[Path, frozenset[str]] = {}
+def _folds(files: list[Path]) -> dict[Path, FoldOfModel]:
+    """The folds of those models that lie in the folder of a cross-validation."""
+    known: dict[Path, FoldOfModel] = {}
     for folder in {path.parent for path in files}:
         table_path = folder.parent / "splits.csv"
         if not table_path.is_file():
             continue
         table = read_table(table_path)
+        if not {"seed", "fold", "part", "slide_id"} <= set(table):
+            continue
+        slides = frozenset(map(slide_name, table.slide_id))
         for path in files:
             match = _MODEL_OF_A_RUN.fullmatch(path.name)
-            if path.parent != folder or not match or not {"seed", "fold", "part", "slide_id"} <= set(table):
+            if path.parent != folder or not match:
                 continue
             seed, fold = match[1], unquote(match[2])
             mine = (table.seed.isna() | (table.seed == seed)) & (table.fold == fold)
             if mine.any():
-                known[path] = frozenset(map(slide_name, table.slide_id[mine & (table.part != "test")]))
+                trained = table.slide_id[mine & (table.part != "test")]
+                known[path] = FoldOfModel(frozenset(map(slide_name, trained)), slides)
     return known

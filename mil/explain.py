@@ -37,19 +37,17 @@ _TRAINING = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Explanation:
     """What was found for one slide.
 
     Attributes:
         prediction: of the models.
-        attention: of the patches.
         training: what is known of the slide in the models' training, see `Ensemble.training`.
         with_slide: whether its pixels were at hand.
     """
 
     prediction: Prediction
-    attention: SlideAttention
     training: str
     with_slide: bool
 
@@ -106,7 +104,7 @@ def explain_slide(
         attention.table().to_csv(temporary, index=False)
     write_geojson(attention, out / f"{slide_id}.geojson")
     _write_page(out / f"{slide_id}.html", bag, models, prediction, attention, thumbnail, galleries)
-    return Explanation(prediction, attention, models.training, slide is not None)
+    return Explanation(prediction, models.training, slide is not None)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from mil.dataset import load_instances
-from mil.ensemble import load_ensemble
+from mil.ensemble import FoldOfModel, load_ensemble
 from mil.estimators import MILClassifier, MILRegressor, MILSurvival, load_model
 from mil.resampling import resample
 from zoomfeat.bags import Bag, convert, stored_bags
@@ -146,6 +146,23 @@ def test_models_of_a_crossval_speak_only_on_slides_that_they_did_not_see(study, 
     assert load_ensemble(run).for_slide("never seen").training == "unseen"
 
 
+@pytest.mark.parametrize(
+    ("slide_id", "saw"),
+    [
+        ("A-1.uuid", True),
+        ("A-1", True),
+        ("A-1.other", True),
+        ("B-2", False),
+        ("C.0", True),
+        ("C.1", False),
+        ("C.7", False),
+    ],
+)
+def test_slides_are_known_by_their_name_before_the_first_dot_where_that_is_unambiguous(slide_id, saw):
+    slides = frozenset({"A-1.uuid", "B-2.uuid", "C.0", "C.1"})
+    assert FoldOfModel(frozenset({"A-1.uuid", "C.0"}), slides).saw(slide_id) is saw
+
+
 def test_run_of_crossval(study, tmp_path):
     """The probabilities of the run itself come back, each from the model that had the slide in its test fold."""
     labels = pd.DataFrame({"slide_id": [f"case.{n}" for n in range(4)], "patient_id": list("abcd")})
@@ -187,6 +204,7 @@ def test_what_cannot_run_is_refused_before_any_bag(study, tmp_path):
     assert main(["predict", f"model={study.model}", bags, f"out={tmp_path / 'p.txt'}"]) == 2
     assert main(["predict", f"model={tmp_path}", bags, out]) == 2
     assert main(["predict", f"model={study.model}", f"bags={tmp_path}", out]) == 2
+    assert main(["predict", f"model={study.model}", bags, out, "device=tpu"]) == 2
     (tmp_path / "junk.safetensors").write_bytes(b"no model")
     with pytest.raises(CheckpointMismatchError, match=r"junk\.safetensors"):
         load_ensemble(tmp_path / "junk.safetensors")
