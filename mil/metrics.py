@@ -105,16 +105,15 @@ def regression_metrics(y: NDArray[np.floating], predictions: NDArray[np.floating
     a, b = y - y.mean(), p - y.mean()
 
     def moments(weights: Weights) -> tuple[Values, ...]:
-        total = weights.sum(axis=1)
-        mean_a, mean_b = weights @ a / total, weights @ b / total
+        mean_a, mean_b = _mean(a)(weights), _mean(b)(weights)
         return (
-            weights @ a**2 / total - mean_a**2,
-            weights @ b**2 / total - mean_b**2,
-            weights @ (a * b) / total - mean_a * mean_b,
+            _mean(a**2)(weights) - mean_a**2,
+            _mean(b**2)(weights) - mean_b**2,
+            _mean(a * b)(weights) - mean_a * mean_b,
         )
 
     def r2(weights: Weights) -> Values:
-        return 1 - _ratio(weights @ (a - b) ** 2 / weights.sum(axis=1), moments(weights)[0])
+        return 1 - _ratio(_mean((a - b) ** 2)(weights), moments(weights)[0])
 
     def pearson(weights: Weights) -> Values:
         variance_a, variance_b, covariance = moments(weights)
@@ -184,7 +183,7 @@ def estimates(
         n: patients.
         seed: of the resampling.
         resamples: how many.
-        smallest: size of the smallest class, where metrics are those of classes.
+        smallest: size of the smallest class, where metrics are those of classes; 0 where one is not there.
     """
     values = {name: float(metric(np.ones((1, n)))[0]) for name, metric in metrics.items()}
     rows = max(1, _CELLS // n)
@@ -204,7 +203,7 @@ def estimates(
         else:
             low, high = _bca(value, resampled, left_out[name])
         if value == 1 and smallest is not None and name not in LOWER_IS_BETTER:
-            low, high = min(low, _TAILS[0] ** (1 / smallest)), 1.0
+            low, high = min(low, _TAILS[0] ** (1 / (smallest or n))), 1.0
         found[name] = Estimate(value, low, high)
     return found
 
@@ -254,7 +253,8 @@ def _logit(value: float, drawn: Values, n: int) -> tuple[float, float]:
 
 def _calibration_error(weights: Weights, event: NDArray, confidence: NDArray, bins: int = 10) -> Values:
     member = np.eye(bins)[np.minimum((confidence * bins).astype(int), bins - 1)]
-    return np.abs(weights @ (member * (confidence - event)[:, None])).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
+    gaps = np.abs(weights @ (member * (confidence - event)[:, None])).sum(axis=1)
+    return _ratio(gaps, weights.sum(axis=1))
 
 
 def _by_score(weights: Weights, truth: NDArray, scores: NDArray, *, descending: bool) -> tuple[Values, Values]:
