@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -27,17 +28,20 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, cross_val_
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from zoomfeat.conf.schema import ZoomLDMConfig
+from zoomfeat.conf.schema import ZoomLDMTinyConfig
 from zoomfeat.encoders import load_encoder
 from zoomfeat.encoders.zoomldm import ZoomLDMEncoder, untrained_tiny
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import PATCH_SIZE
-from zoomfeat.models.denoiser import tap_dims
+from zoomfeat.models.denoiser import activations
+from zoomfeat.models.summarizer import embedding_grid
 from zoomfeat.progress import progress_bar
 
 TAPS = ("mid", *(f"up_blocks.{block}" for block in range(4)))
 TIMESTEPS = (1, 25, 50, 100, 200, 300, 400, 600)
+CONDITIONS = ("null", "ssl")
 RESAMPLES = 2000
+_BATCH = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,16 +121,31 @@ def tested(features: NDArray[np.float32], patches: Patches) -> tuple[float, floa
     return float(balanced_accuracy_score(labels, predicted)), float(low), float(high)
 
 
+@torch.inference_mode()
 def sweep(
-    make: Callable[[int], ZoomLDMEncoder], sets: Sequence[Patches], timesteps: Sequence[int] = TIMESTEPS
-) -> Iterator[tuple[int, str, list[NDArray[np.float32]]]]:
-    """Features of all sets at every timestep and tap; one pass of the network serves all taps."""
-    for timestep in timesteps:
-        encoder = make(timestep)
-        features = [encoder(patches.images) for patches in sets]
-        ends = np.cumsum([0, *tap_dims(encoder.bundle.unet, encoder.taps)])
-        for tap, start, end in zip(encoder.taps, ends[:-1], ends[1:], strict=True):
-            yield timestep, tap, [f[:, start:end] for f in features]
+    encoder: ZoomLDMEncoder, patches: Patches, conditioned: bool
+) -> Iterator[tuple[int, tuple[str, ...], NDArray[np.float32]]]:
+    """Features of the patches at every timestep and tap, and of all taps together.
+
+    The first stage runs once for all of them, and one pass of the denoiser serves all taps.
+    """
+    bundle, noise = encoder.bundle, encoder._noises[0]
+    latents = torch.cat([bundle.encode(encoder.transform(image[None])) for image in patches.images])
+    tokens = bundle.summarizer.null_context(len(latents))
+    if conditioned:
+        grids = load_encoder("efficientnet-lite0", device="cpu")(patches.images)[:, :, None, None]
+        tokens = bundle.summarizer(embedding_grid(torch.from_numpy(grids)), 0)
+    for timestep in TIMESTEPS:
+        time = torch.tensor([timestep])
+        noisy = bundle.scheduler.add_noise(latents, noise.expand_as(latents), time)
+        pooled: dict[str, list[torch.Tensor]] = {tap: [] for tap in TAPS}
+        for start in range(0, len(noisy), _BATCH):
+            part = slice(start, start + _BATCH)
+            for tap, maps in activations(bundle.unet, noisy[part], time, tokens[part], TAPS).items():
+                pooled[tap].append(maps.mean((2, 3)))
+        features = {tap: torch.cat(parts).numpy() for tap, parts in pooled.items()}
+        for taps in (*((tap,) for tap in TAPS), TAPS):
+            yield timestep, taps, np.concatenate([features[tap] for tap in taps], axis=1)
 
 
 def main() -> None:
@@ -138,24 +157,22 @@ def main() -> None:
     arguments = parser.parse_args()
     console, out = Console(), make_folder(arguments.out)
     sets = [lung(arguments.data), colorectal(arguments.data)]
-    rows = []
-    conditions = ("null", "ssl")
+    settings: dict[tuple[str, int, str], dict[str, float]] = {}
+    encoder = _encoder(arguments.weights, TAPS, TIMESTEPS[0], "null")
     with progress_bar(console) as progress:
-        task = progress.add_task("sweep", total=len(conditions) * len(TIMESTEPS) * len(TAPS), unit="settings")
-        for conditioning in conditions:
-
-            def make(timestep: int, conditioning: str = conditioning) -> ZoomLDMEncoder:
-                return _encoder(arguments.weights, TAPS, timestep, conditioning)
-
-            for timestep, tap, features in sweep(make, sets):
-                scores = [validated(f, patches) for f, patches in zip(features, sets, strict=True)]
-                rows.append((conditioning, timestep, tap, *scores))
-                progress.advance(task)
+        task = progress.add_task("sweep", total=2 * len(sets) * len(TIMESTEPS) * (len(TAPS) + 1), unit="settings")
+        for patches in sets:
+            for conditioning in CONDITIONS:
+                for timestep, taps, features in sweep(encoder, patches, conditioning == "ssl"):
+                    scores = settings.setdefault((conditioning, timestep, "+".join(taps)), {})
+                    scores[patches.name] = validated(features, patches)
+                    progress.advance(task)
+    rows = [(*setting, *scores.values()) for setting, scores in settings.items()]
     table = pd.DataFrame(rows, columns=["conditioning", "timestep", "tap", *(patches.name for patches in sets)])
     table["mean"] = table[[patches.name for patches in sets]].mean(axis=1)
     with replacing(out / "probe.csv") as path:
         table.to_csv(path, index=False, float_format="%.4f")
-    best = {c: table[table["conditioning"] == c].sort_values("mean", ascending=False).iloc[0] for c in conditions}
+    best = {c: table[table["conditioning"] == c].sort_values("mean", ascending=False).iloc[0] for c in CONDITIONS}
     console.print(test_table(sets, best, arguments.weights, out))
 
 
@@ -175,7 +192,7 @@ def test_table(sets: Sequence[Patches], best: dict[str, pd.Series], weights: str
     }
     for conditioning, row in best.items():
         name = f"zoomldm-tiny, {row['tap']}, t = {row['timestep']}, condition {conditioning}"
-        encoders[name] = _encoder(weights, [row["tap"]], int(row["timestep"]), conditioning)
+        encoders[name] = _encoder(weights, row["tap"].split("+"), int(row["timestep"]), conditioning)
     encoders["efficientnet-lite0"] = load_encoder("efficientnet-lite0")
     table = Table("features", "dim", *(patches.name for patches in sets), title="balanced accuracy, 95 % interval")
     rows = []
@@ -191,8 +208,8 @@ def test_table(sets: Sequence[Patches], best: dict[str, pd.Series], weights: str
     return table
 
 
-def _options(row: pd.Series) -> ZoomLDMConfig:
-    return ZoomLDMConfig("zoomldm-tiny", taps=[row["tap"]], timestep=int(row["timestep"]))
+def _options(row: pd.Series) -> ZoomLDMTinyConfig:
+    return ZoomLDMTinyConfig("zoomldm-tiny", taps=row["tap"].split("+"), timestep=int(row["timestep"]))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def test_the_two_conventions():
 @torch.no_grad()
 def test_guided_noise_is_two_predictions():
     bundle = untrained_tiny()
-    latents, tokens = torch.randn(2, 3, 32, 32), torch.randn(2, 65, 128)
+    latents, tokens = torch.randn(2, 4, 32, 32), torch.randn(2, 65, 128)
     c = bundle.unet(latents, 500, tokens).sample
     u = bundle.unet(latents, 500, torch.zeros_like(tokens)).sample
     torch.testing.assert_close(guided_noise(bundle, latents, 500, tokens, 2.0), 2 * c - u, rtol=1e-4, atol=1e-4)

@@ -56,12 +56,12 @@ def bundle() -> ZoomLDM:
 def batch(count: int) -> tuple:
     generator = torch.Generator().manual_seed(0)
     return (
-        torch.randn(count, 3, 8, 8, generator=generator),
+        torch.randn(count, 4, 8, 8, generator=generator),
         [torch.randn(1280, 2**i, 2**i, generator=generator) for i in range(count)],
         torch.arange(count),
         torch.full((count,), 500),
         torch.full((count,), 0.3),
-        torch.randn(count, 3, 8, 8, generator=generator),
+        torch.randn(count, 4, 8, 8, generator=generator),
     )
 
 

@@ -312,17 +312,15 @@ def test_sixteen_real_patches_are_learned_by_heart(shared, tmp_path):
     expected = bundle.decode(latents).clamp(-1, 1)
     data.latents = latents.numpy()
 
-    words += [f"out={tmp_path / 'ldm'}", "steps=1200", "batch_size=16", "learning_rate=1e-3", "warmup=50"]
-    config = compose_config("train-ldm", [*words, "ema_decay=0.99", "log_every=1"])
+    words += [f"out={tmp_path / 'ldm'}", "steps=1500", "batch_size=16", "learning_rate=1.5e-3", "warmup=50"]
+    config = compose_config("train-ldm", [*words, "schedule=cosine", "ema_decay=0.99", "log_every=1"])
     trained = ZoomLDM.load(train_ldm(config, data, bundle) / "model")
     losses = pd.read_csv(tmp_path / "ldm" / "metrics.csv")["loss"]
     assert losses[-50:].mean() < 0.05 * losses[:5].mean()
 
     sampled = sample_images(trained, read_batch(data, range(16)), steps=50, guidance=1.0, seed=1)
     found = _psnr(sampled, expected)
-    # Measured: 18 to 42 dB, median 28; patches of each other 10 to 14 dB.
-    assert found.median() > 20
-    assert (found > 15).all()
+    assert (found > 20).all()
     assert (found > _psnr(sampled, expected.roll(1, 0)) + 2).all()
 
 

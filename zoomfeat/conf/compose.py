@@ -84,10 +84,10 @@ def _compose(command: str, words: Sequence[str]) -> DictConfig:
 # Keys whose value is a path or a name, taken as it is typed: Hydra's grammar would trip over "My slides (2)".
 _VERBATIM = (
     "slides", "out", "bag", "source", "weights", "config", "encoder.weights", "data", "first_stage", "init",
-    "ssl_weights", "init_unet", "model", "bags", "slide", "cdm",
+    "ssl_weights", "init_unet", "model", "bags", "slide", "cdm", "image", "embeddings",
     "labels", "label", "slide_table", "split", "center_names", "slide_column", "patient_column", "fold_column",
 )  # fmt: skip
-_LISTS = ("magnifications", "encoder.taps", "classes", "scales", "seeds", "runs")
+_LISTS = ("magnifications", "encoder.taps", "classes", "scales", "seeds", "runs", "through")
 
 
 def _quoted(word: str) -> str:

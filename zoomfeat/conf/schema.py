@@ -54,6 +54,13 @@ class ZoomLDMConfig(EncoderConfig):
 
 
 @dataclass
+class ZoomLDMTinyConfig(ZoomLDMConfig):
+    """The same for the small model that ships: tap and timestep are those that its features were found best at."""
+
+    ssl_encoder: str = key("efficientnet-lite0", "encoder of those embeddings: the one that the model was trained with")
+
+
+@dataclass
 class ExtractConfig:
     """Slides in, one HDF5 bag a slide out."""
 
@@ -441,7 +448,12 @@ COMMAND_CONFIGS: dict[str, type] = {
 }
 """The class of each command's keys; the YAML of the same name holds what Hydra composes."""
 
-ENCODER_CONFIGS: dict[str, type] = {"plain": EncoderConfig, "weights": WeightsConfig, "zoomldm": ZoomLDMConfig}
+ENCODER_CONFIGS: dict[str, type] = {
+    "plain": EncoderConfig,
+    "weights": WeightsConfig,
+    "zoomldm": ZoomLDMConfig,
+    "tiny": ZoomLDMTinyConfig,
+}
 """The classes of encoder options, by the names that the YAML files of the encoders use."""
 
 ENCODERS = {
@@ -450,7 +462,7 @@ ENCODERS = {
     "uni": "weights",
     "zoomldm-brca": "zoomldm",
     "zoomldm-naip": "zoomldm",
-    "zoomldm-tiny": "zoomldm",
+    "zoomldm-tiny": "tiny",
 }
 """The registered encoders and their kind of options, without importing what runs them."""
 

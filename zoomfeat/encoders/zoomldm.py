@@ -5,12 +5,14 @@ Publication: ZoomLDM (CVPR 2025), section 4.4. It fixes neither block nor timest
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoomfeat.conf.schema import ZoomLDMConfig
+from zoomfeat.conf.schema import ZoomLDMConfig, ZoomLDMTinyConfig
 from zoomfeat.encoders.base import PatchEncoder
 from zoomfeat.encoders.registry import load_encoder, register
 from zoomfeat.errors import ConfigurationError
@@ -29,6 +31,9 @@ from zoomfeat.models.weights import fetch
 from zoomfeat.models.zoomldm import ZoomLDM
 
 HUB = "StonyBrook-CVLab/ZoomLDM"
+
+TINY = Path(__file__).parents[1] / "weights" / "zoomldm-tiny"
+"""The small model that ships: a folder of :meth:`ZoomLDM.load`, with its conditioning model in ``cdm``."""
 
 
 class ZoomLDMEncoder(PatchEncoder):
@@ -183,21 +188,19 @@ def zoomldm_naip(options: ZoomLDMConfig, magnification: str | Magnification, dev
 
 
 @register
-def zoomldm_tiny(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
-    """A small ZoomLDM with seeded RANDOM weights (96 features): to try the toolkit offline, not for science."""
-    if options.weights is not None:
-        return ZoomLDMEncoder(ZoomLDM.load(options.weights), options, magnification, device)
-    return ZoomLDMEncoder(
-        untrained_tiny(),
-        options,
-        magnification,
-        device,
-        note="untrained: seeded random weights, for demonstration only",
-    )
+def zoomldm_tiny(options: ZoomLDMTinyConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+    """A small ZoomLDM that ships with zoomfeat, trained on few real pictures: to try the toolkit, not for science."""
+    bundle = ZoomLDM.load(options.weights or TINY)
+    note = "" if options.weights else "a small model trained on few pictures, for demonstration and tests only"
+    return ZoomLDMEncoder(bundle, options, magnification, device, note=note)
 
 
 def untrained_tiny(seed: int = 0) -> ZoomLDM:
-    """The small ZoomLDM (f8 first stage, 6.6 M parameters in the denoiser) with random weights from a seed."""
+    """The architecture of `zoomldm-tiny` (f8 first stage, 6.6 M parameters in the denoiser) with random weights.
+
+    Args:
+        seed: decides them.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ZoomLDM(

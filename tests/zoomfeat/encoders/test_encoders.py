@@ -14,9 +14,10 @@ from zoomfeat import load_encoder
 from zoomfeat.conf import schema
 from zoomfeat.encoders import encoder_names, encoder_summary
 from zoomfeat.encoders.pretrained import TimmEncoder
-from zoomfeat.encoders.zoomldm import untrained_tiny
+from zoomfeat.encoders.zoomldm import TINY, untrained_tiny
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError, MagnificationError
 from zoomfeat.models.denoiser import activations
+from zoomfeat.models.zoomldm import ZoomLDM
 
 RUNNABLE = {"color-stats": 6, "efficientnet-lite0": 1280, "zoomldm-tiny": 96}
 
@@ -85,8 +86,14 @@ def test_options_out_of_range(options):
         load_encoder("zoomldm-tiny", **options)
 
 
-def test_zoomldm_tiny_says_that_it_is_untrained():
-    assert "untrained" in load_encoder("zoomldm-tiny").note
+def test_zoomldm_tiny_ships_small_and_says_what_it_is_for():
+    encoder = load_encoder("zoomldm-tiny", device="cpu")
+    assert "for demonstration and tests only" in encoder.note
+    assert encoder.weights_hash == ZoomLDM.load(TINY).weights_hash() != untrained_tiny().weights_hash()
+    assert all(weight.dtype == torch.float32 for weight in encoder.bundle.unet.parameters())
+    assert sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) < 20e6
+    assert sum(weight.numel() for weight in encoder.bundle.unet.parameters()) < 8e6
+    assert (TINY / "MODEL_CARD.md").is_file()
 
 
 def test_zoomldm_features_are_pooled_activations_of_the_noised_patch(images):
@@ -99,7 +106,7 @@ def test_zoomldm_features_are_pooled_activations_of_the_noised_patch(images):
     maximum = load_encoder("zoomldm-tiny", taps=taps, timestep=300, pool="max", device="cpu")(images[:1])
     np.testing.assert_allclose(maximum, np.concatenate([m.max((2, 3)) for m in maps.values()], axis=1), rtol=1e-5)
 
-    bundle = untrained_tiny()
+    bundle = ZoomLDM.load(TINY)
     with torch.no_grad():
         latents = bundle.encode(encoder.transform(images[:1]))
         noisy = bundle.scheduler.add_noise(latents, encoder._noises[0], torch.tensor([300]))

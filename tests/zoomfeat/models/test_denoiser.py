@@ -18,7 +18,7 @@ def unet():
 @pytest.fixture(scope="module")
 def inputs(unet):
     generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 3, 32, 32, generator=generator)
+    sample = torch.randn(2, 4, 32, 32, generator=generator)
     return sample, torch.tensor([5, 700]), torch.randn(2, 65, 128, generator=generator)
 
 
