@@ -132,7 +132,7 @@ def _survival(axes: Axes, predictions: HeldOutPredictions, evaluation: Evaluatio
         axes.step(*_kaplan_meier(time, event), where="post", color=color, linewidth=2, label=f"{name} ({rows.sum()})")
     axes.set(xlabel="time", ylabel="share without event (Kaplan-Meier)", ylim=(0, 1.02))
     axes.set_title(_title("concordance", "concordance", evaluation), fontsize=10)
-    axes.legend(frameon=False, loc="lower left", fontsize=9)
+    axes.legend(frameon=False, loc="upper right", fontsize=9)
 
 
 def _kaplan_meier(time: NDArray[np.floating], event: NDArray[np.bool_]) -> tuple[NDArray, NDArray]:
