@@ -31,9 +31,10 @@ def scale_of_weight(weight: float) -> float:
     return 1 + weight
 
 
-@torch.no_grad()
 def guided_noise(bundle: ZoomLDM, latents: Tensor, timestep: Tensor | float, tokens: Tensor, scale: float) -> Tensor:
     """The denoiser's noise prediction under guidance, both passes in one batch; without guidance there is one pass.
+
+    It can be differentiated; samplers hold ``torch.no_grad()`` themselves.
 
     Args:
         bundle: the model.
