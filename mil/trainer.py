@@ -33,6 +33,7 @@ class Plan:
         accumulate: batches a step of the optimizer.
         sampling: which instances of a bag a step sees.
         patience: epochs without a better loss on the validation bags before training stops.
+        precision: ``auto``, ``float32`` or ``mixed``.
         seed: fixes order, sampling and dropout.
         verbose: show a progress bar.
     """
@@ -44,6 +45,7 @@ class Plan:
     accumulate: int
     sampling: Sampling
     patience: int
+    precision: str
     seed: int
     verbose: bool
 
@@ -94,7 +96,7 @@ def train(
     optimizer = torch.optim.AdamW(_parameter_groups(network, plan.weight_decay), lr=plan.learning_rate, fused=True)
     steps = math.ceil(math.ceil(len(training) / plan.batch_size) / plan.accumulate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.epochs * steps)
-    scaler = torch.amp.GradScaler(enabled=_autocast_type(device) == torch.float16)
+    scaler = torch.amp.GradScaler(enabled=_autocast_type(device, plan.precision) == torch.float16)
     history: list[dict[str, float]] = []
     best, best_state, waited = math.inf, None, 0
     with progress_bar(Console(stderr=True, quiet=not plan.verbose)) as progress:
@@ -108,7 +110,8 @@ def train(
             losses = []
             batches = read_batches(reader, groups, plan.sampling, (plan.seed, epoch))
             for place, batch in enumerate(batches, start=1):
-                loss = total_loss(network, batch, values[batch.bags], objective, device)
+                with _autocast(device, plan.precision):
+                    loss = total_loss(network, batch, values[batch.bags], objective, device)
                 scaler.scale(loss / plan.accumulate).backward()
                 losses.append(loss.detach())
                 if place % plan.accumulate == 0 or place == len(groups):
@@ -123,7 +126,7 @@ def train(
                     cure="Lower learning_rate, or leave standardize on",
                 )
             if len(validation):
-                logits = predict_logits(network, reader, validation, plan.batch_size, device).to(device)
+                logits = predict_logits(network, reader, validation, plan.batch_size, device, plan.precision).to(device)
                 score = float(objective(logits, values[validation], logits.new_ones(len(validation))))
                 history[-1]["validation_loss"] = score
                 waited = 0 if score < best else waited + 1
@@ -148,8 +151,7 @@ def total_loss(network: Network, batch: Batch, targets: Tensor, objective: Objec
         device: to run on.
     """
     parts = [part.to(device) for part in batch.parts]
-    with _autocast(device):
-        outputs = [network(part.features, part.masks) for part in parts]
+    outputs = [network(part.features, part.masks) for part in parts]
     logits = torch.cat([output.logits for output in outputs])
     loss = objective(logits, targets, logits.new_ones(len(targets)))
     targets_of_parts = targets.split([len(output.logits) for output in outputs])
@@ -183,10 +185,11 @@ def predict_logits(
     bags: NDArray[np.intp],
     batch_size: int,
     device: torch.device,
+    precision: str,
     *,
     check: bool = False,
 ) -> Tensor:
-    """(M, C) float32 logits of some distinct bags of a reader, on the CPU.
+    """(M, C) float32 logits of some distinct bags of a reader, on the CPU; a CPU always predicts in float32.
 
     Raises:
         BagInvalidError: a bag is damaged or, with ``check``, its features are not finite.
@@ -197,7 +200,7 @@ def predict_logits(
     for batch in read_batches(reader, groups, check=check):
         for part in batch.parts:
             part = part.to(device)
-            with _autocast(device):
+            with _autocast(device, precision if device.type == "cuda" else "float32"):
                 logits.append(network(part.features, part.masks).logits.float().cpu())
         found.append(batch.bags)
     order = {int(bag): place for place, bag in enumerate(np.concatenate(found))}
@@ -254,13 +257,13 @@ def _parameter_groups(network: Network, weight_decay: float) -> list[dict]:
     ]
 
 
-def _autocast_type(device: torch.device) -> torch.dtype | None:
-    if device.type != "cuda":
+def _autocast_type(device: torch.device, precision: str) -> torch.dtype | None:
+    if precision == "float32" or (precision == "auto" and device.type != "cuda"):
         return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device.type == "cuda" and not torch.cuda.is_bf16_supported() else torch.bfloat16
 
 
-def _autocast(device: torch.device) -> AbstractContextManager:
-    """Mixed precision on a GPU; nothing on a CPU."""
-    dtype = _autocast_type(device)
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Mixed precision: on a GPU unless told otherwise, on a CPU where asked for."""
+    dtype = _autocast_type(device, precision)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -240,6 +240,21 @@ def test_accumulated_batches_are_one_large_batch(easy):
     np.testing.assert_allclose(large.predict_proba(bags), small.predict_proba(bags), atol=1e-4)
 
 
+def test_mixed_precision_learns_the_same_and_is_equal_to_the_bit(easy):
+    bags, labels = easy
+    shifted = [bag + np.float32(100) for bag in bags]  # a mean that bfloat16 has no digits left beside
+    settings = {"head": "abmil", "epochs": 25, "learning_rate": 3e-3}
+    first, second = (MILClassifier(precision="mixed", **settings).fit(shifted, labels) for _ in range(2))
+    whole = MILClassifier(precision="float32", **settings).fit(shifted, labels)
+    for name, tensor in weights_of(first).items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, weights_of(second)[name])
+    assert any(not torch.equal(tensor, weights_of(whole)[name]) for name, tensor in weights_of(first).items())
+    test_bags, test_labels = flat_bags(60, seed=5)
+    chances = first.predict_proba([bag + np.float32(100) for bag in test_bags])[:, 1]
+    assert roc_auc_score(test_labels, chances) > 0.95
+
+
 def test_training_that_diverges_says_so(easy):
     bags, labels = easy
     with pytest.raises(ConfigurationError, match=r"training diverged: the loss of epoch \d+ is nan.*learning_rate"):
@@ -358,6 +373,7 @@ def no_training(monkeypatch):
         ({"fusion": "middle"}, "early, late"),
         ({"balance": "both"}, "none, weights, sampling"),
         ({"epochs": 0}, "epochs=0"),
+        ({"precision": "half"}, "auto, float32, mixed"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"max_instances": 0}, "max_instances=0"),
         ({"validation": 0.5, "groups": [1] * 6}, "validation=0.5 of 1 patients"),
