@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold
 
 from mil import MILClassifier
 from mil.metrics import Estimate, auroc, estimates
@@ -29,11 +29,13 @@ class BagSet:
         name: of the set.
         bags: (N, D) float32 each.
         labels: (bags,) 0 or 1.
+        groups: (bags,) whole groups that are held out one by one, in place of folds; None for folds.
     """
 
     name: str
     bags: list[NDArray[np.float32]]
     labels: NDArray[np.int64]
+    groups: NDArray[np.str_] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,10 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 def _run_cell(bags: BagSet, head: str, run: int, protocol: Protocol, progress: Progress, task: Any) -> Cell:
     chances = np.zeros(len(bags.labels))
     held_out = np.zeros(len(bags.labels), dtype=int)
-    splitter = StratifiedKFold(protocol.folds, shuffle=True, random_state=run)
-    for fold, (training, test) in enumerate(splitter.split(bags.labels, bags.labels)):
+    splitter: Any = LeaveOneGroupOut()
+    if bags.groups is None:
+        splitter = StratifiedKFold(protocol.folds, shuffle=True, random_state=run)
+    for fold, (training, test) in enumerate(splitter.split(bags.labels, bags.labels, bags.groups)):
         model = MILClassifier(head=head, seed=run, **protocol.parameters)
         model.fit([bags.bags[place] for place in training], bags.labels[training])
         chances[test] = model.predict_proba([bags.bags[place] for place in test])[:, 1]

@@ -69,8 +69,9 @@ def test_regions_become_bags(shared, monkeypatch, tmp_path):
     archive = shared / "histology_patches" / "tcga_luad_lusc_190.zip"
     monkeypatch.setattr("sys.argv", ["regions", str(archive), "--heads", "mean", "--quick"])
     regions.main()
-    (cell,) = json.loads((tmp_path / "regions-quick.json").read_text())["cells"]
-    assert sorted(cell["labels"]) == [0] * 10 + [1] * 9
+    folds, split = json.loads((tmp_path / "regions-quick.json").read_text())["cells"]
+    assert sorted(folds["labels"]) == [0] * 10 + [1] * 9
+    assert sorted(split["folds"]) == [0] * 6 + [1] * 13, "the set's own split, either way"
 
 
 def test_speed_runs(monkeypatch, tmp_path, capsys):
