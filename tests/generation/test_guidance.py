@@ -25,6 +25,7 @@ def test_guided_noise_is_two_predictions():
 
 
 @pytest.mark.shared_data
+@torch.no_grad()
 def test_both_conventions_of_the_release(shared):
     folder = shared / "zoomldm-golden"
     golden = load_file(folder / "golden.safetensors")
