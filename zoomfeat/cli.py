@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zoomfeat import __version__
 from zoomfeat.conf import schema
@@ -70,6 +71,11 @@ COMMANDS = {
     "generate": Command(
         "generation.commands.generate", "zoomfeat generate magnification=5x out=samples/ slide=slide.svs x=10240 y=8192"
     ),
+    "generate-large": Command(
+        "generation.commands.generate_large",
+        "zoomfeat generate-large guide=1.25x out=large/ slide=slide.svs x=10240 y=8192",
+    ),
+    "superres": Command("generation.commands.superres", "zoomfeat superres image=region.png scale=4 out=fine/"),
     "crossval": Command(
         "mil.commands.crossval",
         "zoomfeat crossval bags=bags/ labels=labels.csv label=subtype out=run/ seeds=[0,1,2]",
@@ -189,8 +195,15 @@ def _help(name: str) -> str:
             "",
             "keys of encoder=zoomldm-brca, zoomldm-naip and zoomldm-tiny:",
             *_keys(schema.ZoomLDMConfig, "encoder."),
+            f"other defaults of zoomldm-tiny: {', '.join(_tiny_defaults())}",
         ]
     return "\n".join(lines)
+
+
+def _tiny_defaults() -> list[str]:
+    common = schema.defaults(schema.ZoomLDMConfig)
+    own = schema.defaults(schema.ZoomLDMTinyConfig)
+    return [f"encoder.{key}={_shown(value)}" for key, value in own.items() if value != common[key]]
 
 
 def _keys(config: type, prefix: str = "") -> list[str]:
@@ -198,14 +211,16 @@ def _keys(config: type, prefix: str = "") -> list[str]:
     for key, default in schema.defaults(config).items():
         if prefix and key == "name":
             continue
-        if default == schema.REQUIRED:
-            shown = "required"
-        elif isinstance(default, list):
-            shown = f"[{','.join(map(str, default))}]"
-        else:
-            shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
-        lines += [f"  {prefix}{key} ({shown})", f"      {schema.explanations(config)[key]}"]
+        lines += [f"  {prefix}{key} ({_shown(default)})", f"      {schema.explanations(config)[key]}"]
     return lines
+
+
+def _shown(default: Any) -> str:
+    if default == schema.REQUIRED:
+        return "required"
+    if isinstance(default, list):
+        return f"[{','.join(map(str, default))}]"
+    return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from generation.data import Sample, TrainingSet
 from generation.first_stage import train_first_stage
 from generation.initial import initial_model
 from generation.monitoring import sample_images
-from generation.train import train_ldm
+from generation.train import loss_weights, train_ldm
 from zoomfeat.conf.compose import compose_config
 from zoomfeat.encoders import load_encoder
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
@@ -348,3 +348,30 @@ def test_a_cosine_schedule_falls_to_zero_and_fixes_the_steps(ldm_config, trainin
         train(ldm_config(*words, "steps=8"), training_set)
     with pytest.raises(ConfigurationError, match="schedule='linear'"):
         train(ldm_config("schedule=linear", out="other"), training_set)
+
+
+def test_velocity_weights_make_the_error_of_the_noise_that_of_the_velocity():
+    scheduler = build_scheduler()
+    timesteps = torch.tensor([10, 300, 480])
+    signal = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+    clean, noise, predicted = torch.randn(3, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    clean_predicted = (noisy - (1 - signal).sqrt() * predicted) / signal.sqrt()
+    velocity = signal.sqrt() * predicted - (1 - signal).sqrt() * clean_predicted
+    expected = (velocity - scheduler.get_velocity(clean, noise, timesteps)).square().mean((1, 2, 3))
+    weights = loss_weights(signal.flatten(), "velocity")
+    torch.testing.assert_close(weights * (predicted - noise).square().mean((1, 2, 3)), expected, rtol=1e-4, atol=1e-5)
+    assert loss_weights(torch.tensor([1e-4]), "velocity").tolist() == [50]
+    assert loss_weights(signal.flatten(), "uniform").tolist() == [1, 1, 1]
+
+
+def test_weighted_training_reports_the_plain_loss(ldm_config, training_set):
+    first = []
+    for kind in ("uniform", "velocity"):
+        config = ldm_config(f"loss_weight={kind}", "log_every=1", out=kind)
+        train(config, training_set)
+        first.append(pd.read_csv(Path(config.out) / "metrics.csv")["loss"])
+    assert first[0][0] == first[1][0]
+    assert (first[0][1:] != first[1][1:]).all()
+    with pytest.raises(ConfigurationError, match="loss_weight='snr'"):
+        train(ldm_config("loss_weight=snr", out="other"), training_set)

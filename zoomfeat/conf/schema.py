@@ -206,6 +206,9 @@ class TrainLDMConfig(TrainConfig):
     summarizer_layers: int | None = key(None, "depth of the Summarizer; null: that of the size (12, tiny 4)")
     magnification_token: bool = key(True, "false: the Summarizer is not told the magnification (an ablation)")
     drop_condition: float = key(0.1, "probability of the null condition, 0 to 1")
+    loss_weight: str = key(
+        "uniform", "uniform, as published; velocity: errors divided by the share of signal, so that layout comes sooner"
+    )
     ema_decay: float = key(0.9999, "of the denoiser's averaged weights, which checkpoints export")
     gradient_checkpointing: bool = key(False, "recompute the denoiser's activations: less memory, more time")
     sample_steps: int = key(50, "DDIM steps of those samples")
