@@ -8,6 +8,7 @@ the gradient of the squared difference by backpropagation, is there to be compar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from generation.guidance import guided_noise
 from generation.resize import downscale, upscale
+from zoomfeat.errors import ConfigurationError
 from zoomfeat.models.zoomldm import ZoomLDM
 
 
@@ -64,6 +66,15 @@ class Pull:
     rate: float = 0.5
     difference: float = 0.005
     by: Literal["differences", "gradient"] = "differences"
+
+    def __post_init__(self) -> None:
+        if self.by not in ("differences", "gradient"):
+            raise ConfigurationError(f"by={self.by!r}", cure="Use differences, the default, or gradient")
+        if self.iterations < 0:
+            raise ConfigurationError(f"pulls={self.iterations}", cure="Use 2, the default, or 0 for none")
+        for name, value in (("guidance_scale", self.scale), ("rate", self.rate), ("difference", self.difference)):
+            if not math.isfinite(value):
+                raise ConfigurationError(f"{name}={value}", cure="Use the default")
 
 
 @dataclass(frozen=True)

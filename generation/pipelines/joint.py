@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
-from numpy.typing import NDArray
 from torch import Tensor
 
 from generation.joint_guidance import Pull
-from generation.joint_sampling import Sampled, Settings, latent_shape, sample
-from generation.large_image import decode_bands
+from generation.joint_sampling import Sampled, Settings
 from generation.mosaic import Mosaic
 from generation.pipelines.inputs import Embeddings, Name, check_grid, check_rows
-from generation.pipelines.patch import ZoomLDMPipeline
-from generation.sampling_state import SamplingState
-from generation.tiff import write_pyramid
+from generation.pipelines.large import LargeImagePipeline, check_output
 from zoomfeat.errors import ConfigurationError, MagnificationError
-from zoomfeat.magnification import PATCH_SIZE, Magnification
-from zoomfeat.models.zoomldm import ZoomLDM
-
-OUTPUTS = ("pil", "np", "pt", "latent")
+from zoomfeat.magnification import Magnification
 
 
 @dataclass
@@ -45,11 +34,10 @@ class JointOutput(BaseOutput):
     coarser: dict[str, Any]
 
 
-class JointMultiScalePipeline(ZoomLDMPipeline):
+class JointMultiScalePipeline(LargeImagePipeline):
     """Draws images of many 20x patches that agree with one patch of a coarser magnification.
 
-    A guide at 5x gives 1024 px, one at 1.25x 4096 px. Modules, ``load``, ``from_region`` and so on are those of
-    :class:`ZoomLDMPipeline`; the scheduler gives the noise levels only, since the sampler has a step of its own.
+    A guide at 5x gives 1024 px, one at 1.25x 4096 px.
 
     Sources: ZoomLDM (CVPR 2025, section 3) and its release; see :mod:`generation.joint_guidance` and
     :mod:`generation.large_image`.
@@ -80,11 +68,12 @@ class JointMultiScalePipeline(ZoomLDMPipeline):
             ConfigurationError: arguments that do not fit each other or the model; one line says which.
             MagnificationError: a magnification that the model lacks, or none over which it can guide.
         """
-        if output_type not in OUTPUTS:
-            raise ConfigurationError(f"output_type={output_type!r}", cure=f"Use one of {', '.join(OUTPUTS)}")
+        check_output(output_type)
         sampled = self.sample(ssl_embeddings, magnification, batch_size=batch_size, **options)
-        image = postprocess(self, sampled.latent, output_type, batch_size)
-        coarser = {name: postprocess(self, latent, output_type, batch_size) for name, latent in sampled.coarser.items()}
+        image = self.picture(sampled.latent, output_type, batch_size=batch_size)
+        coarser = {
+            name: self.picture(latent, output_type, batch_size=batch_size) for name, latent in sampled.coarser.items()
+        }
         return JointOutput(images=image, coarser=coarser) if return_dict else (image, coarser)
 
     @torch.no_grad()
@@ -136,8 +125,8 @@ class JointMultiScalePipeline(ZoomLDMPipeline):
         steps = self.scales(magnification, through)
         mosaics = self._mosaics(steps, ssl_embeddings, tokens)
         options = Pull(guidance_scale, pulls, rate, by=by)
-        settings = Settings(num_inference_steps, options, seam_start, at_once(self, batch_size), save_every)
-        return sample_with(self, mosaics, settings, generator, state, progress)
+        settings = Settings(num_inference_steps, options, seam_start, self._at_once(batch_size), save_every)
+        return self._sample(mosaics, settings, generator, state, progress)
 
     def scales(self, guide: Name, through: Sequence[Name] = ()) -> list[Magnification]:
         """The guide, what lies between, and the finest magnification.
@@ -153,35 +142,6 @@ class JointMultiScalePipeline(ZoomLDMPipeline):
                 cure=f"Give a guide coarser than {finest}, and what lies between from coarse to fine",
             )
         return steps
-
-    def decode_rows(self, latent: Tensor, batch_size: int = 4) -> Iterator[NDArray[np.uint8]]:
-        """The image of a large latent as bands of rows ``(height, W, 3)``, from top to bottom."""
-        window = latent_shape(self)[1]
-        for band in decode_bands(self, latent, window=window, batch_size=at_once(self, batch_size)):
-            yield to_uint8(band)
-
-    @torch.no_grad()
-    def write(self, latent: Tensor, path: str | Path, arguments: dict[str, Any], batch_size: int = 4) -> None:
-        """Decodes a latent into a tiled, pyramidal TIFF that slide readers open, with its um/px.
-
-        Args:
-            latent: of :meth:`sample`.
-            path: the file, ending in ``.tiff``; it is there whole or not at all.
-            arguments: how the image was made; they are kept in the file.
-            batch_size: as in a call.
-
-        Raises:
-            ZoomfeatError: the file cannot be written.
-            ConfigurationError: the model's finest magnification has no physical size.
-        """
-        mpp = self.ladder.steps[0].mpp
-        if not mpp > 0:
-            raise ConfigurationError(
-                f"the {self.ladder.name} ladder has no um/px", cure="Call the pipeline with output_type='pil' instead"
-            )
-        factor = PATCH_SIZE // latent_shape(self)[1]
-        size = (latent.shape[2] * factor, latent.shape[1] * factor)
-        write_pyramid(self.decode_rows(latent, batch_size), size, Path(path), mpp=mpp, arguments=arguments)
 
     def _mosaics(
         self, steps: Sequence[Magnification], embeddings: Embeddings | None, tokens: Tensor | None
@@ -206,77 +166,3 @@ class JointMultiScalePipeline(ZoomLDMPipeline):
             )
         check_grid(grid, steps[0], expected[0])
         return [Mosaic(step, side, side, embeddings=grid.float()) for step, side in zip(steps, sides, strict=True)]
-
-
-def at_once(bundle: ZoomLDM, batch_size: int) -> int:
-    """Patches in a batch: one on a CPU, whose kernels depend on the batch in their last bits.
-
-    Raises:
-        ConfigurationError: a batch of none.
-    """
-    if batch_size < 1:
-        raise ConfigurationError(f"batch_size={batch_size}", cure="Use 1 or more")
-    return 1 if bundle.device.type == "cpu" else batch_size
-
-
-def sample_with(
-    pipe: ZoomLDMPipeline,
-    mosaics: Sequence[Mosaic],
-    settings: Settings,
-    generator: torch.Generator | None,
-    state: str | Path | None,
-    progress: Callable[[int, int], object] | None,
-    image: Tensor | None = None,
-) -> Sampled:
-    """:func:`generation.joint_sampling.sample` with diffusers' generator and progress bar.
-
-    Raises:
-        ConfigurationError: half precision, in which finite differences drown; the state of another run.
-    """
-    if pipe.unet.dtype != torch.float32 or pipe.vae.dtype != torch.float32:
-        raise ConfigurationError(
-            f"joint sampling in {pipe.unet.dtype}: its finite differences drown in rounding",
-            cure="Use pipe.to(torch.float32)",
-        )
-    device = "cpu" if generator is None else generator.device
-    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
-    kept = None
-    if state is not None:
-        kept = SamplingState(Path(state), identity(pipe, mosaics, settings, seed, image))
-    with pipe.progress_bar(total=1) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            if progress is not None:
-                progress(done, total)
-
-        return sample(pipe, mosaics, settings, seed=seed, image=image, state=kept, progress=advance)
-
-
-def identity(
-    pipe: ZoomLDMPipeline, mosaics: Sequence[Mosaic], settings: Settings, seed: int, image: Tensor | None
-) -> str:
-    """A hash of all that decides a run's latents."""
-    digest = hashlib.sha256(pipe.weights_hash().encode())
-    numbers = asdict(settings)
-    del numbers["save_every"]
-    digest.update(json.dumps([numbers, seed], sort_keys=True).encode())
-    for mosaic in mosaics:
-        digest.update(f"{mosaic.magnification} {mosaic.rows} {mosaic.columns}".encode())
-    for tensor in (image, *(t for mosaic in mosaics for t in (mosaic.embeddings, mosaic.tokens))):
-        digest.update(b"none" if tensor is None else tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def postprocess(pipe: ZoomLDM, latent: Tensor, output_type: str, batch_size: int) -> Any:
-    """A large latent ``(C, H, W)`` as diffusers' pipelines give images, a batch of one."""
-    if output_type == "latent":
-        return latent[None]
-    bands = decode_bands(pipe, latent, window=latent_shape(pipe)[1], batch_size=at_once(pipe, batch_size))
-    return VaeImageProcessor().postprocess(torch.cat(list(bands), dim=1)[None], output_type)
-
-
-def to_uint8(band: Tensor) -> NDArray[np.uint8]:
-    """``(3, H, W)`` in [-1, 1] to ``(H, W, 3)``."""
-    return (band.clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(1, 2, 0).cpu().numpy()

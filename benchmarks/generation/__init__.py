@@ -1,0 +1,1 @@
+"""Measurements of large images, super-resolution and condition inversion, on trained weights."""

@@ -1,0 +1,180 @@
+"""Super-resolution: sizes, conditions, consistency with the input, and input that is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import torch
+from PIL import Image
+
+from generation import tiff
+from generation.joint_guidance import Pull
+from generation.joint_sampling import Settings, sample
+from generation.mosaic import Mosaic
+from generation.pictures import read_arguments
+from generation.pipelines.superres import BicubicUpscaler, SuperResolutionPipeline, read_image
+from generation.resize import downscale, upscale
+from tests.generation.conftest import EMBEDDING_DIM, small_bundle
+from tests.generation.gaussian import GaussianModel
+from zoomfeat.cli import main
+from zoomfeat.errors import ConfigurationError
+from zoomfeat.magnification import BRCA
+from zoomfeat.slides import Slide
+
+SHORT = {"num_inference_steps": 2, "pulls": 1, "seam_start": 50, "inversion_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> SuperResolutionPipeline:
+    pipe = SuperResolutionPipeline(**small_bundle().components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(height: int, width: int) -> Image.Image:
+    generator = np.random.default_rng(0)
+    return Image.fromarray(generator.integers(0, 255, (height, width, 3), np.uint8))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(2, (128, 256)), (4, (64, 128)), (8, (32, 32)), (4, (70, 100))])
+def test_any_size_becomes_scale_times_as_large(pipe, scale, size):
+    """The last size is covered by 20x patches only with padding."""
+    found = pipe(picture(*size), scale, "uncond", generator=seeded(), output_type="np", **SHORT).images
+    assert found.shape == (1, scale * size[0], scale * size[1], 3)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("condition", ["uncond", "given", "inferred"])
+def test_conditions(pipe, condition):
+    grid = torch.randn(EMBEDDING_DIM, 1, 2, generator=seeded(7))
+    options = {"ssl_embeddings": grid} if condition == "given" else {}
+    stages: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        stages.setdefault(stage, []).append((done, total))
+
+    one, again = (
+        pipe(
+            picture(64, 128), 4, condition, generator=seeded(), output_type="pt", progress=progress, **options, **SHORT
+        ).images
+        for _ in range(2)
+    )
+    assert torch.equal(one, again)
+    assert list(stages) == (["inferring embeddings"] if condition == "inferred" else []) + ["sampling"]
+    assert all(steps[-1][0] == steps[-1][1] for steps in stages.values())
+    if condition == "given":
+        other = pipe(
+            picture(64, 128), 4, "given", -grid, generator=seeded(), output_type="pt", return_dict=False, **SHORT
+        )[0]
+        assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("magnification", ["10x", "5x", "2.5x"])
+def test_the_result_looks_like_the_input_from_afar(magnification):
+    """On a model whose answer is known; random weights invert nothing."""
+    factor = BRCA[magnification].grid
+    image = torch.rand(3, 256 // factor, 512 // factor, generator=seeded()) * 2 - 1
+    image = upscale(downscale(image[None], 256 // factor // 4), 256 // factor // 4)[0]  # without detail
+
+    def difference(pulls: int) -> float:
+        model = GaussianModel()
+        settings = Settings(20, Pull(iterations=pulls), seam_start=0)
+        found = sample(model, [Mosaic(BRCA["20x"], 1, 2)], settings, seed=1, image=image)
+        return float((downscale(model.decode(found.latent[None]), factor) - image).square().mean())
+
+    assert difference(2) < difference(0) / 3
+
+
+def test_the_baseline_has_the_same_interface():
+    image = picture(40, 50)
+    found = BicubicUpscaler()(image, 4, condition="uncond", generator=seeded()).images[0]
+    assert found.size == (200, 160)
+    flat = torch.full((3, 8, 8), 0.25)
+    torch.testing.assert_close(BicubicUpscaler()(flat, 2, output_type="pt").images, torch.full((1, 3, 16, 16), 0.25))
+
+
+def test_images_are_read_in_every_form():
+    image = picture(8, 9)
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    expected = tensor / 127.5 - 1
+    for form in (image, array, array / np.float32(255), tensor, tensor / 255, tensor[None]):
+        torch.testing.assert_close(read_image(form, 1), expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "problem"),
+    [
+        (picture(63, 200), {}, "200 x 63 px; a 20x patch covers 64 x 64"),
+        (np.zeros((64, 64), np.uint8), {}, "shape"),
+        (torch.full((3, 64, 64), torch.nan), {}, "NaN"),
+        (torch.full((3, 64, 64), 7.0), {}, "values from 7"),
+        (picture(64, 64), {"scale": 3}, "scale=3"),
+        (picture(64, 64), {"scale": 16}, "scale=16"),
+        (picture(64, 64), {"condition": "magic"}, "condition='magic'"),
+        (picture(64, 64), {"condition": "given"}, "without ssl_embeddings"),
+        (picture(64, 64), {"ssl_embeddings": torch.zeros(12, 1, 1)}, "with ssl_embeddings"),
+        (picture(64, 64), {"condition": "given", "ssl_embeddings": torch.zeros(9, 1, 1)}, r"expected \(12, 1, 1\)"),
+        (
+            picture(64, 64),
+            {"condition": "given", "ssl_embeddings": torch.full((12, 1, 1), torch.inf)},
+            "NaN or infinity",
+        ),
+        (picture(64, 64), {"inversion_steps": 0}, "inversion_steps=0"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(pipe, image, options, problem):
+    with pytest.raises(ConfigurationError, match=problem):
+        pipe(image, **options)
+
+
+def run_superres(image: Path, out: Path, model: Path, *words: str) -> int:
+    keys = {"image": image, "out": out, "model": model, "steps": 2, "pulls": 1, "seams": False, "device": "cpu"}
+    keys |= {"condition": "uncond"} | dict(word.split("=", 1) for word in words)
+    return main(["superres", *(f"{name}={value}" for name, value in keys.items())])
+
+
+def test_the_command_writes_the_image_with_its_arguments_and_a_preview(small_model, tmp_path, capsys):
+    image = tmp_path / "a region (1).png"
+    picture(70, 100).save(image)
+    for kind in ("png", "tiff"):
+        assert run_superres(image, tmp_path / "out", small_model, f"format={kind}") == 0
+    png, large = (tmp_path / "out" / f"a region (1)-4x-uncond.{kind}" for kind in ("png", "tiff"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([png.name, large.name, "preview.png"])
+    assert read_arguments(png) == tiff.read_arguments(large)
+    assert read_arguments(png)["command"] == "superres"
+    with Slide.open(png, mpp=0.5) as slide, openslide.OpenSlide(large) as tiled:
+        assert Image.open(png).info["dpi"] == pytest.approx((50800, 50800), rel=1e-3)
+        assert float(tiled.properties["openslide.mpp-x"]) == pytest.approx(0.5)
+        assert (slide.width, slide.height) == tiled.dimensions == (400, 280)
+        streamed = np.asarray(tiled.read_region((0, 0), 0, (400, 280)).convert("RGB")).astype(int)
+    np.testing.assert_allclose(streamed, np.asarray(Image.open(png)).astype(int), atol=1)
+    capsys.readouterr()
+    assert run_superres(image, tmp_path / "out", small_model) == 0
+    assert "exists" in capsys.readouterr().out
+    assert run_superres(image, tmp_path / "out", small_model, "seed=1") == 2
+    assert "made by other arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["image=missing.png"], "not readable as a picture"),
+        (["format=gif"], "format=gif"),
+        (["scale=5"], "scale=5"),
+        (["condition=given"], "without ssl_embeddings"),
+        (["condition=magic"], "condition='magic'"),
+        (["seed=-1"], "seed=-1"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_run(small_model, tmp_path, capsys, words, problem):
+    picture(64, 64).save(tmp_path / "image.png")
+    assert run_superres(tmp_path / "image.png", tmp_path / "out", small_model, *words) in (1, 2)
+    assert problem in capsys.readouterr().err
