@@ -40,9 +40,9 @@ def run(config: ExplainConfig) -> int:
             progress.advance(task)
     bare = sum(row.get("slide_file") == "missing" for row in rows)
     if bare:
-        where = f"slides={config.slides}" if config.slides else "slides="
+        where = f"none of that name in {escape(config.slides)}" if config.slides else "give them with slides="
         console.print(
-            f"{bare} without a slide file ({escape(where)}): maps on an empty outline, no pictures of patches.",
+            f"{bare} without a slide file ({where}): maps on an empty outline, no pictures of patches.",
             highlight=False,
             soft_wrap=True,
         )
