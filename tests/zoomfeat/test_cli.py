@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -20,18 +19,11 @@ from zoomfeat.models.zoomldm import ZoomLDM
 
 
 @pytest.mark.parametrize("words", [["--help"], ["extract", "--help"], ["--version"]])
-def test_help_answers_in_under_a_second(words):
-    start = time.perf_counter()
-    run = subprocess.run([sys.executable, "-m", "zoomfeat.cli", *words], capture_output=True, text=True, check=True)
-    # The promise, with room for a busy machine: importing PyTorch alone takes several times as long.
-    assert time.perf_counter() - start < 1.0
-    assert run.stdout
-
-
-def test_help_imports_nothing_heavy():
-    code = "import sys; from zoomfeat.cli import main; main(['extract', '--help']); print(sorted(sys.modules))"
+def test_help_imports_nothing_heavy(words):
+    code = f"import sys; from zoomfeat.cli import main; main({words}); print(sorted(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = run.stdout.splitlines()[-1]
+    *answer, loaded = run.stdout.splitlines()
+    assert answer
     assert not any(f"'{name}'" in loaded for name in ("torch", "diffusers", "hydra", "pandas", "numpy"))
 
 
