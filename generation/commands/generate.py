@@ -66,6 +66,11 @@ def run(config: GenerateConfig) -> int:
         with console.status(f"loading {config.model}"):
             pipe = load_pipeline(config.model, config.cdm, config.device)
             encoder = None if slide is None else _encoder(pipe, config)
+        if slide is None and pipe.cdm is None:
+            raise ConfigurationError(
+                f"{config.model} has no conditioning model, without which there is nothing to draw from",
+                cure="Give cdm=path, or slide=, x= and y= for variations of a region",
+            )
         pipe.scheduler = make_scheduler(config.scheduler, pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)  # the bar below counts images
         out = make_folder(Path(config.out))

@@ -175,14 +175,19 @@ def test_a_folder_that_cannot_be_written(generate, tmp_path):
     assert "the folder cannot be made" in said
 
 
-@pytest.mark.skipif(
-    not (TINY / "model_index.json").is_file(), reason="the weights of zoomldm-tiny are not in this checkout"
-)
+@pytest.mark.skipif(not (TINY / "cdm").is_dir(), reason="zoomldm-tiny has no conditioning model in this checkout")
 def test_the_model_that_ships_is_the_default(tmp_path, capsys):
     words = ["magnification=5x", f"out={tmp_path}", "num_images=1", "steps=2", "device=cpu"]
     assert main(["generate", *words]) == 0
     assert "demonstration" in capsys.readouterr().out
     assert read_arguments(tmp_path / "5x-0000.png")["model"] == "zoomldm-tiny"
+
+
+def test_a_model_without_conditioning_model_needs_a_region(generate, small_model):
+    code, said = generate(f"model={small_model}", "magnification=5x")
+    assert code == 2
+    assert "has no conditioning model" in said
+    assert "Give cdm=path, or slide=" in said
 
 
 # Pictures
