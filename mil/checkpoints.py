@@ -16,7 +16,7 @@ from zoomfeat.errors import CheckpointMismatchError, ZoomfeatError
 from zoomfeat.files import replacing
 
 if TYPE_CHECKING:
-    from mil.estimators import MILEstimator
+    from mil.base import MILEstimator
 
 FORMAT = "zoomfeat-mil/1"
 _CURE = "Give a file that `save` of an estimator, or `zoomfeat crossval`, wrote"

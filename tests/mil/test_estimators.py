@@ -356,7 +356,7 @@ def no_training(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("training began")
 
-    monkeypatch.setattr("mil.estimators.train", refuse)
+    monkeypatch.setattr("mil.base.train", refuse)
 
 
 @pytest.mark.usefixtures("no_training")
