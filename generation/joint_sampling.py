@@ -25,7 +25,7 @@ from zoomfeat.models.zoomldm import ZoomLDM
 SEAM_STRIDE = 50
 """Timesteps between the steps of the pass that removes seams."""
 
-_START, _SEAM_START, _SEAM = range(3)  # what noise is for, as a part of its seed
+_JOINT, _SEAM_START, _SEAM = range(3)  # what noise is for, as a part of its seed
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def sample(
     shape = latent_shape(bundle)
     if not tensors:
         for mosaic in mosaics:
-            noise = [_noise(shape, seed, _START, mosaic, 0, patch) for patch in range(mosaic.rows * mosaic.columns)]
+            noise = [_noise(shape, seed, _JOINT, mosaic, 0, patch) for patch in range(mosaic.rows * mosaic.columns)]
             tensors[mosaic.magnification.name] = torch.stack(noise)
     tensors = {name: tensor.to(bundle.device) for name, tensor in tensors.items()}
     counter.skip(done)
@@ -162,7 +162,7 @@ def _joint_step(
                 now = estimate(bundle, before[batch], level, tokens, settings.pull.scale)
             else:
                 now = pull(bundle, before[batch], above.targets(batch), level, tokens, settings.pull).estimate
-            noise = [_noise(before.shape[1:], seed, _START, mosaic, number, patch) for patch in batch]
+            noise = [_noise(before.shape[1:], seed, _JOINT, mosaic, number, patch) for patch in batch]
             clean[batch] = now.clean
             after[batch] = ancestral_step(now, level, torch.stack(noise).to(before))
             counter.patches(len(batch), pulled=above is not None)

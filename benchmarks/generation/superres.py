@@ -27,7 +27,8 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from benchmarks.generation.regions import TissueRegion, as_pixels, load, tissue_regions
 from generation.perceptual import EfficientNetDistance
-from generation.pipelines.superres import BicubicUpscaler, SuperResolutionPipeline
+from generation.pipelines.baselines import BicubicUpscaler
+from generation.pipelines.superres import SuperResolutionPipeline
 from zoomfeat.encoders import PatchEncoder
 from zoomfeat.magnification import BRCA, PATCH_SIZE
 from zoomfeat.slides.resample import resize

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from generation.pipelines.inputs import spawn
 from generation.pipelines.joint import JointMultiScalePipeline
 from generation.pipelines.models import MODELS, load_pipeline
 from generation.region import region_embeddings, region_image
-from generation.sampling_progress import sampling_progress
+from generation.sampling_progress import Report, sampling_progress
 from generation.tiff import read_arguments
 from zoomfeat.conf.schema import GenerateLargeConfig
 from zoomfeat.encoders import load_encoder
@@ -32,6 +34,7 @@ PREVIEW = "preview.png"
 
 _SHOWN = 1024  # px: longest side of the image in the sheet
 _SEAM_START = 300
+_CDM_STEPS = 200
 
 
 def run(config: GenerateLargeConfig) -> int:
@@ -41,6 +44,7 @@ def run(config: GenerateLargeConfig) -> int:
     with console.status(f"loading {config.model}"):
         pipe = JointMultiScalePipeline.over(load_pipeline(config.model, config.cdm, config.device))
     pipe.set_progress_bar_config(disable=True)
+    mpp = pipe.finest_mpp()
     scales = pipe.scales(config.guide, config.through)
     out = make_folder(Path(config.out))
     path = out / f"{scales[0]}-{config.seed:04d}.tiff"
@@ -55,15 +59,9 @@ def run(config: GenerateLargeConfig) -> int:
         return 0
 
     state = path.with_suffix(".state")
-    units = {"embedding": "patches", "guide": "steps", "sampling": "passes", "decoding": "rows"}
+    units = {"embedding": "patches", "drawing the guide": "steps", "sampling": "passes", "decoding": "rows"}
     with sampling_progress(console, units) as report:
-        reference, embeddings, tokens = None, None, None
-        if config.embeddings is not None:
-            embeddings = read_embeddings(Path(config.embeddings))
-        elif config.slide is not None:
-            reference, embeddings = _region(pipe, config, lambda done, total: report("embedding", done, total))
-        else:
-            tokens = _drawn(pipe, config)
+        reference, embeddings, tokens = _condition(pipe, config, report)
         sampled = pipe.sample(
             embeddings,
             config.guide,
@@ -87,8 +85,9 @@ def run(config: GenerateLargeConfig) -> int:
             on_rows=lambda done, total: report("decoding", done, total),
         )
     guides = [
-        (f"guide, {name}", [_shrunk(pipe.picture(latent, batch_size=config.batch_size)[0])])
+        (f"guide, {name}", pipe.picture(latent, batch_size=config.batch_size))
         for name, latent in sampled.coarser.items()
+        if max(pipe.image_size(latent)) <= _SHOWN  # what lies between may be large, and is decoded as a whole
     ]
     with Slide.open(path) as slide:
         shown = Image.fromarray(slide.thumbnail(slide.mpp[0] * max(1.0, max(slide.width, slide.height) / _SHOWN)))
@@ -98,7 +97,7 @@ def run(config: GenerateLargeConfig) -> int:
         state.unlink()
     width, height = pipe.image_size(sampled.latent)
     console.print(
-        f"{path}: {width} x {height} px at 0.5 um/px. Look at {out / PREVIEW}", soft_wrap=True, highlight=False
+        f"{path}: {width} x {height} px at {mpp:g} um/px. Look at {out / PREVIEW}", soft_wrap=True, highlight=False
     )
     if config.model in MODELS and MODELS[config.model].note:
         console.print(f"NOTE {MODELS[config.model].note}", style="bold yellow", highlight=False)
@@ -119,7 +118,20 @@ def _check(config: GenerateLargeConfig) -> None:
         raise ConfigurationError(f"seed={config.seed}", cure="Use 0 or more")
 
 
-def _region(pipe: JointMultiScalePipeline, config: GenerateLargeConfig, on_patches: Any) -> tuple[Image.Image, Tensor]:
+def _condition(
+    pipe: JointMultiScalePipeline, config: GenerateLargeConfig, report: Report
+) -> tuple[Image.Image | None, Tensor | None, Tensor | None]:
+    """A picture of the region, embeddings, and tokens of the guide, as far as there are any."""
+    if config.embeddings is not None:
+        return None, read_embeddings(Path(config.embeddings)), None
+    if config.slide is not None:
+        return *_region(pipe, config, lambda done, total: report("embedding", done, total)), None
+    return None, None, _drawn(pipe, config, lambda done, total: report("drawing the guide", done, total))
+
+
+def _region(
+    pipe: JointMultiScalePipeline, config: GenerateLargeConfig, on_patches: Callable[[int, int], object]
+) -> tuple[Image.Image, Tensor]:
     """The region of the slide as a patch, and the embeddings of its 20x patches."""
     assert config.slide is not None and config.x is not None and config.y is not None  # noqa: PT018, checked
     name = config.ssl_encoder or pipe.config.ssl_encoder
@@ -133,7 +145,7 @@ def _region(pipe: JointMultiScalePipeline, config: GenerateLargeConfig, on_patch
     return reference, torch.from_numpy(grid)
 
 
-def _drawn(pipe: JointMultiScalePipeline, config: GenerateLargeConfig) -> Tensor:
+def _drawn(pipe: JointMultiScalePipeline, config: GenerateLargeConfig, on_step: Callable[[int, int], object]) -> Tensor:
     """Tokens of the guide that the conditioning model draws."""
     if pipe.cdm is None:
         raise ConfigurationError(
@@ -141,7 +153,8 @@ def _drawn(pipe: JointMultiScalePipeline, config: GenerateLargeConfig) -> Tensor
             cure="Give slide= with x= and y=, or cdm=",
         )
     sources = spawn(torch.Generator().manual_seed(config.seed), 1)
-    return pipe.draw_tokens([pipe.ladder[config.guide]], sources)
+    done = itertools.count(1)
+    return pipe.draw_tokens([pipe.ladder[config.guide]], sources, _CDM_STEPS, lambda _: on_step(next(done), _CDM_STEPS))
 
 
 def read_embeddings(path: Path) -> Tensor:
@@ -188,8 +201,3 @@ def _found(path: Path) -> dict[str, Any] | None:
         return read_arguments(path)
     except (OSError, ValueError):
         return None
-
-
-def _shrunk(image: Image.Image) -> Image.Image:
-    image.thumbnail((_SHOWN, _SHOWN))
-    return image

@@ -14,8 +14,9 @@ from rich.console import Console
 from generation import tiff
 from generation.commands.generate_large import PREVIEW, read_embeddings
 from generation.pictures import preview_grid, read_arguments, save_png
+from generation.pipelines.baselines import BicubicUpscaler
 from generation.pipelines.models import MODELS, load_pipeline
-from generation.pipelines.superres import BicubicUpscaler, SuperResolutionPipeline
+from generation.pipelines.superres import SuperResolutionPipeline
 from generation.sampling_progress import sampling_progress
 from zoomfeat.conf.schema import SuperresConfig
 from zoomfeat.errors import ConfigurationError, SlideUnreadableError
@@ -24,7 +25,6 @@ from zoomfeat.slides import Slide
 
 _SHOWN = 256  # px of the input, in the middle, that the sheet shows enlarged
 _SEAM_START = 300
-_MPP = 0.5
 
 
 def run(config: SuperresConfig) -> int:
@@ -36,6 +36,7 @@ def run(config: SuperresConfig) -> int:
         pipe = SuperResolutionPipeline.over(load_pipeline(config.model, device=config.device))
     pipe.set_progress_bar_config(disable=True)
     pipe.magnification_of(config.scale)
+    mpp = pipe.finest_mpp()
     out = make_folder(Path(config.out))
     path = out / f"{Path(config.image).stem}-{config.scale}x-{config.condition}.{config.format}"
     arguments = _arguments(pipe, config)
@@ -78,12 +79,12 @@ def run(config: SuperresConfig) -> int:
                 on_rows=lambda done, total: report("decoding", done, total),
             )
         else:
-            save_png(pipe.picture(sampled.latent, batch_size=config.batch_size, size=size)[0], path, arguments, _MPP)
-    _preview(image, path, config, out / PREVIEW)
+            save_png(pipe.picture(sampled.latent, batch_size=config.batch_size, size=size)[0], path, arguments, mpp)
+    _preview(image, path, config.scale, mpp, f"{config.scale}x, {config.condition}", out / PREVIEW)
     with suppress(FileNotFoundError):
         state.unlink()
     console.print(
-        f"{path}: {size[0]} x {size[1]} px at {_MPP} um/px. Look at {out / PREVIEW}", soft_wrap=True, highlight=False
+        f"{path}: {size[0]} x {size[1]} px at {mpp:g} um/px. Look at {out / PREVIEW}", soft_wrap=True, highlight=False
     )
     if config.model in MODELS and MODELS[config.model].note:
         console.print(f"NOTE {MODELS[config.model].note}", style="bold yellow", highlight=False)
@@ -140,15 +141,14 @@ def _found(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _preview(image: Image.Image, path: Path, config: SuperresConfig, sheet: Path) -> None:
+def _preview(image: Image.Image, path: Path, scale: int, mpp: float, label: str, sheet: Path) -> None:
     """The middle of the picture, enlarged by interpolation and drawn."""
     left, top = (max((side - _SHOWN) // 2, 0) for side in image.size)
     right, bottom = min(left + _SHOWN, image.width), min(top + _SHOWN, image.height)
     part = np.asarray(image)[top:bottom, left:right]
-    scale = config.scale
     interpolated = BicubicUpscaler()(part, scale, return_dict=False)[0][0]
     width, height = (right - left) * scale, (bottom - top) * scale
-    with Slide.open(path, mpp=_MPP) as slide:
+    with Slide.open(path, mpp=mpp) as slide:
         drawn = Image.fromarray(slide.read(left * scale, top * scale, width, height, [(width, height)])[0])
-    rows = [("bicubic", [interpolated]), (f"{scale}x, {config.condition}", [drawn])]
+    rows = [("bicubic", [interpolated]), (label, [drawn])]
     save_png(preview_grid(rows), sheet)

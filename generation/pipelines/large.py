@@ -39,6 +39,20 @@ class LargeImagePipeline(ZoomLDMPipeline):
         """The same model behind another call."""
         return cls(**pipe.components, ladder=pipe.config.ladder, ssl_encoder=pipe.config.ssl_encoder)
 
+    def finest_mpp(self) -> float:
+        """um/px of the images.
+
+        Raises:
+            ConfigurationError: the model's finest magnification has no physical size.
+        """
+        mpp = self.ladder.steps[0].mpp
+        if not mpp > 0:
+            raise ConfigurationError(
+                f"the {self.ladder.name} ladder has no um/px to write into a file",
+                cure="Call the pipeline in Python, with output_type='pil'",
+            )
+        return mpp
+
     @torch.no_grad()
     def write(
         self,
@@ -64,11 +78,7 @@ class LargeImagePipeline(ZoomLDMPipeline):
             ZoomfeatError: the file cannot be written.
             ConfigurationError: the model's finest magnification has no physical size.
         """
-        mpp = self.ladder.steps[0].mpp
-        if not mpp > 0:
-            raise ConfigurationError(
-                f"the {self.ladder.name} ladder has no um/px", cure="Call the pipeline with output_type='pil' instead"
-            )
+        mpp = self.finest_mpp()
         width, height = size or self.image_size(latent)
 
         def bands() -> Iterator[NDArray[np.uint8]]:

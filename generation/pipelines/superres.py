@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import ImagePipelineOutput
-from diffusers.image_processor import VaeImageProcessor
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -21,7 +20,7 @@ from generation.joint_sampling import Sampled, Settings
 from generation.mosaic import Mosaic
 from generation.pipelines.inputs import Embeddings
 from generation.pipelines.large import LargeImagePipeline, check_output, draw_seed
-from generation.resize import mirrored, upscale
+from generation.resize import mirrored
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import MAX_GRID, PATCH_SIZE, Magnification
 
@@ -183,17 +182,6 @@ class SuperResolutionPipeline(LargeImagePipeline):
 
         image = covered(pixels, height, width)
         return infer_embeddings(self, image, magnification, seed=draw_seed(generator), steps=steps, on_step=advance)
-
-
-class BicubicUpscaler:
-    """The baseline: the same call, without a model."""
-
-    def __call__(
-        self, image: Picture, scale: int = 4, *, output_type: str = "pil", return_dict: bool = True, **_: Any
-    ) -> ImagePipelineOutput | tuple[Any]:
-        """Enlarges an image with a cubic kernel and mirrored borders; further arguments of a pipeline are ignored."""
-        images = VaeImageProcessor().postprocess(upscale(read_image(image, 1)[None], scale), output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
 def read_image(image: Picture, smallest: int) -> Tensor:

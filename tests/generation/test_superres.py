@@ -8,6 +8,10 @@ import numpy as np
 import openslide
 import pytest
 import torch
+from diffusers import DDIMScheduler, UNet2DModel
+
+# diffusers exports it only where transformers is installed, which it does not use.
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion_superresolution import LDMSuperResolutionPipeline
 from PIL import Image
 
 from generation import tiff
@@ -15,13 +19,15 @@ from generation.joint_guidance import Pull
 from generation.joint_sampling import Settings, sample
 from generation.mosaic import Mosaic
 from generation.pictures import read_arguments
-from generation.pipelines.superres import BicubicUpscaler, SuperResolutionPipeline, read_image
+from generation.pipelines.baselines import BicubicUpscaler, LatentUpscaler
+from generation.pipelines.superres import SuperResolutionPipeline, read_image
 from generation.resize import downscale, upscale
 from tests.generation.conftest import EMBEDDING_DIM, small_bundle
 from tests.generation.gaussian import GaussianModel
 from zoomfeat.cli import main
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import BRCA
+from zoomfeat.models.architecture import build_first_stage
 from zoomfeat.slides import Slide
 
 SHORT = {"num_inference_steps": 2, "pulls": 1, "seam_start": 50, "inversion_steps": 2}
@@ -98,6 +104,33 @@ def test_the_baseline_has_the_same_interface():
     assert found.size == (200, 160)
     flat = torch.full((3, 8, 8), 0.25)
     torch.testing.assert_close(BicubicUpscaler()(flat, 2, output_type="pt").images, torch.full((1, 3, 16, 16), 0.25))
+
+
+def test_latent_diffusion_has_the_same_interface():
+    """On diffusers' own pipeline, at a tiny random size."""
+    blocks = {"block_out_channels": (32, 32), "layers_per_block": 1, "norm_num_groups": 8}
+    unet = UNet2DModel(
+        in_channels=6,
+        out_channels=3,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        **blocks,
+    )
+    pipeline = LDMSuperResolutionPipeline(
+        build_first_stage((8, 8, 8), codes=16, norm_num_groups=8), unet, DDIMScheduler()
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    upscaler = LatentUpscaler(pipeline)
+    one, again = (
+        upscaler(
+            picture(20, 33), 4, condition="uncond", generator=seeded(), num_inference_steps=2, output_type="pt"
+        ).images
+        for _ in range(2)
+    )
+    assert one.shape == (1, 3, 80, 132)
+    assert torch.equal(one, again)
+    with pytest.raises(ConfigurationError, match="scale=2"):
+        upscaler(picture(32, 32), 2)
 
 
 def test_images_are_read_in_every_form():
