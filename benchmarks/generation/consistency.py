@@ -120,13 +120,15 @@ def main() -> None:
     arguments = parser.parse_args()
     regions = tissue_regions(load(arguments.model), arguments.slides, arguments.guide, arguments.regions)
     outcomes = []
+    console = Console()
     context = multiprocessing.get_context("spawn")
     for region in regions:
         for way in ways(arguments.pulls):
             with context.Pool(1) as pool:
                 job = (arguments.model, way, region, arguments.guide, arguments.steps, arguments.threads)
                 outcomes.append(pool.apply(measure, job))
-    show(outcomes, arguments.pulls, Console())
+            console.print(outcomes[-1])
+    show(outcomes, arguments.pulls, console)
     arguments.out.parent.mkdir(exist_ok=True)
     facts = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "slides")}
     arguments.out.write_text(json.dumps({"settings": facts, "outcomes": [asdict(o) for o in outcomes]}, indent=1))

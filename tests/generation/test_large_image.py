@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.generation.large import seam_ratio
 from generation.joint_guidance import Estimate, NoiseLevel, noise_levels
 from generation.large_image import between, decode_bands, diffused, merge, seam_step, window_estimate
 from generation.tiff import read_arguments, write_pyramid
@@ -145,3 +146,11 @@ def test_equal_pixels_give_equal_files_and_a_failure_none(tmp_path):
     with pytest.raises(ZoomfeatError, match="cannot be written"):
         write_pyramid([image], (512, 512), tmp_path / "none" / "d.tiff", mpp=0.5, arguments={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tiff", "b.tiff"]
+
+
+def test_the_measure_of_seams_is_one_without_and_large_with_them():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (512, 512, 3)).astype(np.uint8)
+    assert seam_ratio(noise) == pytest.approx(1, abs=0.1)
+    tiles = np.kron(np.array([[0, 200], [200, 0]]), np.ones((256, 256)))[..., None].repeat(3, 2)
+    assert seam_ratio((tiles + noise // 8).astype(np.uint8)) > 10
