@@ -574,7 +574,7 @@ FINE = torch.zeros(WIDTH, 4, 4)
         ({"tokens": torch.zeros(1, 65, 16), "ssl_embeddings": FINE}, "both"),
         ({"output_type": "jpeg"}, "output_type='jpeg'"),
         ({"num_inference_steps": 0}, "num_inference_steps=0"),
-        ({"num_inference_steps": 1001}, "num_inference_steps=401. Use 1 to 1000"),
+        ({"num_inference_steps": 1001}, "num_inference_steps=1001. Use 1 to 1000"),
         ({"num_images": 0}, "num_images=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"guidance_scale": float("nan")}, "guidance_scale=nan"),
