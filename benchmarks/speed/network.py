@@ -59,7 +59,7 @@ def measure(bundle: ZoomLDM, repeats: int) -> list[Cost]:
     """Costs of the parts, timed in turns so that a slow minute of the machine hits all of them."""
     side = bundle.unet.config.sample_size or 64
     pixels = torch.rand(1, 3, 256, 256) * 2 - 1
-    latents = torch.randn(1, 3, side, side)
+    latents = torch.randn(1, bundle.unet.config.in_channels, side, side)
     tokens = bundle.summarizer.null_context(1)
     taps = ZoomLDMConfig(name="full size").taps
     parts: dict[str, Callable[[], object]] = {

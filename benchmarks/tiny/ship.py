@@ -6,6 +6,7 @@ They are stored as float16, which halves the file and is read back as float32.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def main() -> None:
     ZoomLDM.load(arguments.ldm).to(torch.float16).save_pretrained(TINY)
     if arguments.cdm is not None:
         ConditioningDiT.load(arguments.cdm).to(torch.float16).save_pretrained(TINY / "cdm")
+    for path in TINY.rglob("*.json"):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored.pop("_name_or_path", None)  # where they lay here is nobody's business
+        path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    for path in TINY.rglob("*.safetensors"):
+        path.chmod(0o644)
     megabytes = sum(path.stat().st_size for path in TINY.rglob("*") if path.is_file()) / 1e6
     print(f"{TINY}: {megabytes:.1f} MB")
 

@@ -20,14 +20,15 @@ from PIL import Image
 
 from generation.commands.prepare import run
 from generation.data import TrainingSet
-from generation.index import Index
+from generation.index import INDEX, Index
 from generation.prepare import FirstStage, Tools, check_config, prepare_slide, tissue_thresholds
 from zoomfeat.cli import main
 from zoomfeat.conf.compose import compose_config
 from zoomfeat.conf.schema import PrepareConfig
 from zoomfeat.encoders import PatchEncoder, load_encoder
-from zoomfeat.encoders.zoomldm import untrained_tiny
+from zoomfeat.encoders.zoomldm import TINY
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
+from zoomfeat.models.zoomldm import ZoomLDM
 from zoomfeat.slides import Slide, SlideEntry, find_tissue
 from zoomfeat.slides.synthetic import make_slide
 
@@ -142,11 +143,11 @@ def test_coarse_grids_hold_the_finer_ones_and_are_pooled(prepared):
 
 
 def test_latents_are_the_first_stages(prepared):
-    data, bundle = TrainingSet.open(prepared), untrained_tiny()
+    data, bundle = TrainingSet.open(prepared), ZoomLDM.load(TINY)
     for index in range(0, len(data), 40):
         pixels = FirstStage(bundle.vae, "cpu")(data[index].image[None])
         np.testing.assert_array_equal(data[index].latent, pixels[0].astype(np.float32))
-    assert data[0].latent.shape == (3, 32, 32)
+    assert data[0].latent.shape == (4, 32, 32)
 
 
 def test_patches_lie_on_the_aligned_grid_and_hold_enough_tissue(slide_folder, prepare_config):
@@ -203,8 +204,8 @@ def test_report_index_and_card_count_the_same(prepared):
         assert f"| {name} | {count} |" in (prepared / "README.md").read_text()
     assert TrainingSet.open(prepared).counts == index.counts
     assert index.configuration["ssl_encoder"] == "efficientnet-lite0"
-    assert index.latent_shape == (3, 32, 32)
-    assert "untrained" in index.note
+    assert index.latent_shape == (4, 32, 32)
+    assert "for demonstration and tests only" in index.note
     assert "torch" in index.versions
 
 
@@ -221,6 +222,10 @@ def test_a_second_run_makes_only_what_is_missing(slide_folder, prepare_config):
     assert all(after[path] == time for path, time in before.items() if path.stem == "even")
 
 
+def _finished(out: Path) -> list[str]:
+    return list(Index.load(out).slides) if (out / INDEX).exists() else []
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_set(slide_folder, prepare_config, tmp_path):
     out = tmp_path / "killed"
     words = ["first_stage=zoomldm-tiny", "magnifications=[20x,5x]", "min_tissue_coarsest=1e-4"]
@@ -228,8 +233,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_set(slide_folder, prepare_c
     command += ["ssl_encoder=color-stats", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
-    while not list(out.rglob(".odd.arrow*")) and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
+    # The index is written after every slide: the second one has just begun.
+    while not _finished(out) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert list(Index.load(out).slides) == ["even"], process.stderr.read().decode()

@@ -98,7 +98,22 @@ def load_module(kind: type[M], folder: Path, cure: str) -> M:
             f"not a {kind.__name__} folder ({str(error).splitlines()[0]})", path=folder, cure=cure
         ) from error
     check_complete(module, folder)
+    align(module)
     return module.eval()
+
+
+_ALIGNMENT = 64  # bytes: PyTorch's own, and a vector register of AVX-512
+
+
+def align(module: nn.Module) -> None:
+    """Copies weights that lie at odd addresses, as they do where a file is mapped into memory.
+
+    Kernels add up in another order there, so that the last bits of a result would depend on the file's layout.
+    """
+    with torch.no_grad():
+        for weight in (*module.parameters(), *module.buffers()):
+            if weight.data_ptr() % _ALIGNMENT:
+                weight.data = weight.data.clone()
 
 
 def check_complete(module: nn.Module, folder: Path) -> None:
