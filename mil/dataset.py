@@ -152,6 +152,9 @@ def probe(sources: Sequence[BagSource], scales: Sequence[str] | None = None) -> 
     return BagFacts(widths, encoder, np.array(counts, dtype=np.int64))
 
 
+_NO_SETTINGS = {"name", "weights_hash"}
+
+
 def check_same_encoder(found: dict[str, Any] | None, expected: dict[str, Any] | None, source: BagSource) -> None:
     """Refuses features of another encoder; what one side does not state counts as equal.
 
@@ -160,9 +163,10 @@ def check_same_encoder(found: dict[str, Any] | None, expected: dict[str, Any] | 
     """
     if found is None or expected is None:
         return
-    known = {
-        key for key in found.keys() | expected.keys() if UNKNOWN not in (found.get(key), expected.get(key))
-    }  # fmt: skip
+    keys = found.keys() | expected.keys()
+    if found.keys() == _NO_SETTINGS or expected.keys() == _NO_SETTINGS:
+        keys = _NO_SETTINGS  # other tools' bags name their encoder and none of its settings
+    known = {key for key in keys if UNKNOWN not in (found.get(key), expected.get(key))}
     different = sorted(key for key in known if found.get(key) != expected.get(key))
     if different:
         raise ConfigurationError(

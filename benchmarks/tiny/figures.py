@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = make_folder(arguments.out)
     _save(curves(arguments.runs), out / "zoomldm-tiny-curves.png")
-    _save(probe(pd.read_csv(arguments.results / "probe.csv")), out / "features-probe.png")
+    _save(probe(pd.read_csv(arguments.results / "probe.csv", keep_default_na=False)), out / "features-probe.png")
 
 
 def curves(runs: Path) -> plt.Figure:

@@ -29,7 +29,7 @@ from generation.batches import TrainingData, choose_items, read_batch
 from generation.data import TrainingSet
 from generation.monitoring import sample_images, validate, write_grid
 from zoomfeat.encoders import load_encoder
-from zoomfeat.encoders.zoomldm import ZoomLDMEncoder, untrained_tiny
+from zoomfeat.encoders.zoomldm import TINY, untrained_tiny
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import BRCA, PATCH_SIZE
 from zoomfeat.models.zoomldm import ZoomLDM
@@ -68,7 +68,7 @@ def main() -> None:
     console, out = Console(), make_folder(arguments.out)
     sampling = Sampling(arguments.count, arguments.steps, arguments.guidance)
     data = TrainingSet.open(arguments.data)
-    bundle = load_bundle(arguments.weights)
+    bundle = ZoomLDM.load(arguments.weights or TINY)
     training, validation = choose_items(data, [], [f"{HELD_OUT_PREFIX}*"], seed=0)
     losses = pd.DataFrame(validate(bundle, data, validation, Accelerator(cpu=True), items=64, seed=0))
     with replacing(out / "losses.csv") as path:
@@ -88,15 +88,6 @@ def main() -> None:
     for row in rows:
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)
-
-
-def load_bundle(weights: str | None) -> ZoomLDM:
-    """A ZoomLDM from a folder, or the one that ships."""
-    if weights is not None:
-        return ZoomLDM.load(weights)
-    encoder = load_encoder("zoomldm-tiny", device="cpu")
-    assert isinstance(encoder, ZoomLDMEncoder)
-    return encoder.bundle
 
 
 def measure(

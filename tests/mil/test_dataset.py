@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mil.batches import BagReader, Sampling, make_batch, read_batches
-from mil.dataset import Instances, load_instances, probe
+from mil.dataset import Instances, check_same_encoder, load_instances, probe
 from mil.moments import feature_moments
 from tests.mil.bags import make_bag, saved
 from zoomfeat.bags import convert
@@ -241,3 +241,14 @@ def test_make_batch_of_instances():
     reader = BagReader([instances], instances.scales, "late")
     batch = make_batch(np.array([0]), [reader.read(0)])
     assert [values.shape for values in batch.parts[0].features] == [(1, 3, 2), (1, 1, 4)]
+
+
+def test_settings_that_another_tool_does_not_state_are_no_difference():
+    ours = {"name": "uni", "weights_hash": "abc", "input_size": 224}
+    theirs = {"name": "uni", "weights_hash": "unknown"}
+    check_same_encoder(theirs, ours, "a.h5")
+    check_same_encoder(ours, theirs, "a.h5")
+    with pytest.raises(ConfigurationError, match="features of encoder"):
+        check_same_encoder(theirs | {"name": "phikon"}, ours, "a.h5")
+    with pytest.raises(ConfigurationError, match="features of encoder"):
+        check_same_encoder(ours | {"taps": ["mid"]}, ours, "a.h5")
