@@ -143,6 +143,8 @@ def check_config(config: PrepareConfig) -> None:
             f"min_tissue_coarsest={config.min_tissue_coarsest}; expected 0 to min_tissue ({config.min_tissue})",
             cure="The default is 0.1",
         )
+    if config.orientations not in (1, 8):
+        raise ConfigurationError(f"orientations={config.orientations}", cure="Use 1 (as on the slide) or 8")
 
 
 def tissue_thresholds(config: PrepareConfig) -> dict[Magnification, float]:
@@ -173,6 +175,7 @@ def set_configuration(config: PrepareConfig, tools: Tools) -> dict[str, Any]:
         "tissue_method": TISSUE_METHOD,
         "unpooled": config.unpooled,
         "mpp": config.mpp,
+        "orientations": config.orientations,
     }
 
 
@@ -248,14 +251,18 @@ def _prepare(entry: SlideEntry, config: PrepareConfig, tools: Tools, advance: Ad
     features = columns(config.unpooled, tools.first_stage is not None)
     with Slide.open(entry.path, mpp=entry.mpp, default_mpp=config.mpp) as slide:
         plan = make_plan(slide, find_tissue(slide), tissue_thresholds(config))
-        done, total = 0, sum(plan.counts.values())
+        done, total = 0, config.orientations * sum(plan.counts.values())
         advance(done, total)
         patches = read_patches(slide, plan, tools.encoder, config.batch_size, config.workers)
         with (
             ThreadPoolExecutor(config.workers, thread_name_prefix="png") as pool,
             SlideWriter(Path(config.out), entry.slide_id, features, pool) as writer,
         ):
-            while batch := list(islice(patches, config.batch_size)):
+            while batch := [
+                patch.turned(number)
+                for patch in islice(patches, config.batch_size)
+                for number in range(config.orientations)
+            ]:
                 images = np.stack([patch.image for patch in batch])
                 writer.add(batch, tools.first_stage(images) if tools.first_stage else [None] * len(batch))
                 done += len(batch)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,7 @@ class Patch:
         height: level-0 pixels.
         image: uint8 RGB (256, 256, 3).
         grid: float16 (C, 2**k, 2**k), raw embeddings, rows downwards.
+        orientation: 0 as on the slide; else what :meth:`turned` made of it.
     """
 
     magnification: Magnification
@@ -51,6 +52,24 @@ class Patch:
     height: int
     image: NDArray[np.uint8]
     grid: NDArray[np.float16]
+    orientation: int = 0
+
+    def turned(self, orientation: int) -> Patch:
+        """The patch as a slide laid differently under the microscope would show it.
+
+        The embeddings change places with their patches and keep their values: those of a turned 20x patch would
+        differ a little.
+
+        Args:
+            orientation: 0 to 3 quarter turns counter-clockwise; 4 more is mirrored left to right after them.
+        """
+        image = np.rot90(self.image, orientation % 4)
+        grid = np.rot90(self.grid, orientation % 4, axes=(1, 2))
+        if orientation >= 4:
+            image, grid = image[:, ::-1], grid[..., ::-1]
+        return replace(
+            self, image=np.ascontiguousarray(image), grid=np.ascontiguousarray(grid), orientation=orientation
+        )
 
 
 @dataclass(frozen=True, eq=False)

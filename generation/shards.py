@@ -55,6 +55,7 @@ def columns(unpooled: bool, latents: bool) -> Features:
         "y": Value("int64"),
         "width": Value("int64"),
         "height": Value("int64"),
+        "orientation": Value("int64"),
     }
     absent = {"ssl_feat_unpooled": not unpooled, "latent": not latents}
     return Features({name: feature for name, feature in features.items() if not absent.get(name)})
@@ -110,6 +111,7 @@ class SlideWriter:
                 "y": patch.y,
                 "width": patch.width,
                 "height": patch.height,
+                "orientation": patch.orientation,
             }
             self._writer(str(patch.magnification)).add({name: row[name] for name in self._features})
 

@@ -22,12 +22,14 @@ from generation.commands.prepare import run
 from generation.data import TrainingSet
 from generation.index import INDEX, Index
 from generation.prepare import FirstStage, Tools, check_config, prepare_slide, tissue_thresholds
+from generation.pyramid import Patch
 from zoomfeat.cli import main
 from zoomfeat.conf.compose import compose_config
 from zoomfeat.conf.schema import PrepareConfig
 from zoomfeat.encoders import PatchEncoder, load_encoder
 from zoomfeat.encoders.zoomldm import TINY
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
+from zoomfeat.magnification import BRCA
 from zoomfeat.models.zoomldm import ZoomLDM
 from zoomfeat.slides import Slide, SlideEntry, find_tissue
 from zoomfeat.slides.synthetic import make_slide
@@ -150,6 +152,30 @@ def test_latents_are_the_first_stages(prepared):
     assert data[0].latent.shape == (4, 32, 32)
 
 
+@pytest.mark.parametrize("orientation", range(8))
+def test_a_turned_patch_keeps_its_embeddings_over_their_pixels(orientation):
+    pixels = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    means = pixels.reshape(4, 64, 4, 64, 3).mean(axis=(1, 3)).transpose(2, 0, 1).astype(np.float16)
+    turned = Patch(BRCA["5x"], 0, 0, 1024, 1024, pixels, means).turned(orientation)
+    again = turned.image.reshape(4, 64, 4, 64, 3).mean(axis=(1, 3)).transpose(2, 0, 1).astype(np.float16)
+    np.testing.assert_array_equal(turned.grid, again)
+    assert turned.orientation == orientation
+
+
+def test_eight_orientations_are_eight_rows_with_latents_of_their_own(slide_folder, prepare_config):
+    config = prepare_config(
+        slide_folder / "odd.tiff", "magnifications=2.5x", "orientations=8", "first_stage=zoomldm-tiny"
+    )
+    assert run(config) == 0
+    rows = table(Path(config.out), "2.5x", "odd")
+    assert [row["orientation"] for row in rows] == list(range(8))
+    assert len({row["image"]["bytes"] for row in rows}) == 8
+    first_stage = FirstStage(ZoomLDM.load(TINY).vae, "cpu")
+    for row in rows:
+        np.testing.assert_array_equal(row["latent"], first_stage(image(row)[None])[0])
+    assert Index.load(Path(config.out)).counts == {"2.5x": 8}
+
+
 def test_patches_lie_on_the_aligned_grid_and_hold_enough_tissue(slide_folder, prepare_config):
     config = prepare_config(slide_folder / "odd.tiff", "min_tissue=0.6", "min_tissue_coarsest=0.01")
     assert run(config) == 0
@@ -262,7 +288,7 @@ def test_what_is_optional_is_left_out(slide_folder, prepare_config):
     config = prepare_config(slide_folder / "even.tiff", "unpooled=false", "magnifications=[1.25x]")
     run(config)
     (row,) = table(Path(config.out), "1.25x", "even")
-    assert row.keys() == {"image", "ssl_feat", "mag", "slide", "x", "y", "width", "height"}
+    assert row.keys() == {"image", "ssl_feat", "mag", "slide", "x", "y", "width", "height", "orientation"}
     assert np.shape(row["ssl_feat"]) == (6, 8, 8)
 
 
@@ -347,6 +373,7 @@ def test_embeddings_that_float16_does_not_hold_are_refused(slide_folder, prepare
         (["min_tissue_coarsest=0.6"], "min_tissue_coarsest=0.6; expected 0 to min_tissue"),
         (["min_tissue=1.5"], "min_tissue=1.5; expected 0 to 1"),
         (["batch_size=0"], "batch_size=0"),
+        (["orientations=4"], "Use 1"),
     ],
 )
 def test_values_out_of_range(slide_folder, prepare_config, words, message):

@@ -156,6 +156,7 @@ class PrepareConfig:
         0.1, "the same at 0.15625x; from 20x to there it falls by the same factor at each step"
     )
     unpooled: bool = key(True, "also store the embedding grids as they are, not only pooled to at most 8 x 8")
+    orientations: int = key(1, "8: store every patch turned and mirrored in all ways too, where slides are few")
     device: str = key("auto", "where encoder and first stage run: auto, cpu, cuda, cuda:1")
     batch_size: int = key(16, "patches at once on a GPU (a CPU takes them one by one); never changes the set")
     workers: int = key(2, "threads that read ahead, and as many that compress images")
