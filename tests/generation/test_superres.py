@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import openslide
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 
 # diffusers exports it only where transformers is installed, which it does not use.
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion_superresolution import LDMSuperResolutionPipeline
@@ -19,7 +20,7 @@ from generation.joint_guidance import Pull
 from generation.joint_sampling import Settings, sample
 from generation.mosaic import Mosaic
 from generation.pictures import read_arguments
-from generation.pipelines.baselines import BicubicUpscaler, LatentUpscaler
+from generation.pipelines.baselines import BicubicUpscaler, ControlNetUpscaler, LatentUpscaler
 from generation.pipelines.superres import SuperResolutionPipeline, read_image
 from generation.resize import downscale, upscale
 from tests.generation.conftest import EMBEDDING_DIM, small_bundle
@@ -131,6 +132,62 @@ def test_latent_diffusion_has_the_same_interface():
     assert torch.equal(one, again)
     with pytest.raises(ConfigurationError, match="scale=2"):
         upscaler(picture(32, 32), 2)
+
+
+def controlnet_pipeline(folder: Path) -> DiffusionPipeline:
+    """Of diffusers itself, at a tiny random size, with a tokenizer of single letters."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `baselines`")
+    from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetImg2ImgPipeline
+
+    torch.manual_seed(0)
+    words = [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        *(c + end for c in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")),
+    ]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=12)
+    text = transformers.CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=12, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    down = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_attention_dim": 16, **blocks}
+    unet = UNet2DConditionModel(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2, **down)
+    control = ControlNetModel(conditioning_embedding_out_channels=(4, 4, 4, 4), attention_head_dim=2, **down)
+    for layer in (*control.controlnet_down_blocks, control.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(layer.weight)  # a fresh ControlNet adds nothing
+    stages = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4, **stages)
+    pipeline = StableDiffusionControlNetImg2ImgPipeline(
+        vae, transformers.CLIPTextModel(text), tokenizer, unet, control, DDIMScheduler(), None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_a_controlnet_has_the_same_interface(tmp_path):
+    """On diffusers' own pipeline, at a tiny random size."""
+    upscaler = ControlNetUpscaler(controlnet_pipeline(tmp_path), "tissue")
+    options = {"condition": "uncond", "num_inference_steps": 2, "output_type": "pt"}
+
+    def drawn(image: Image.Image, scale: int = 4, **further: object) -> torch.Tensor:
+        return upscaler(image, scale, generator=seeded(), **options | further).images
+
+    one = drawn(picture(20, 33))
+    assert one.shape == (1, 3, 80, 132)
+    assert drawn(picture(20, 33), 2).shape == (1, 3, 40, 66)
+    assert torch.equal(one, drawn(picture(20, 33)))
+    flat = Image.new("RGB", (33, 20), "white")
+    assert not torch.equal(one, drawn(flat))
+    assert not torch.equal(one, drawn(picture(20, 33), control_scale=0.0)), "the ControlNet takes part"
+    other = ControlNetUpscaler(upscaler.pipeline, "words")
+    assert not torch.equal(one, other(picture(20, 33), 4, generator=seeded(), **options).images)
+    for wrong in ({"scale": 1}, {"strength": 1.5}, {"strength": 0.1}):
+        with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))}="):
+            drawn(flat, **wrong)
 
 
 def test_images_are_read_in_every_form():
