@@ -243,9 +243,7 @@ class Record:
         """Seals it and writes it into a folder under its `file_name`, whole or not at all; gives the path."""
         path = folder / self.file_name
         with replacing(path) as temporary:
-            temporary.write_text(
-                json.dumps(dataclasses.asdict(self.sealed()), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
+            temporary.write_text(canonical(dataclasses.asdict(self.sealed())) + "\n", encoding="utf-8")
         return path
 
     @classmethod
