@@ -32,7 +32,17 @@ def make_slide(path: Path, *, seed: int, size: tuple[int, int] = (4096, 3072), m
         size: width and height of level 0 in px.
         mpp: microns per pixel of level 0.
     """
-    image = draw_tissue(size, mpp, seed)
+    write_pyramid(path, draw_tissue(size, mpp, seed), mpp)
+
+
+def write_pyramid(path: Path, image: np.ndarray, mpp: float) -> None:
+    """Writes a drawn picture as a tiled JPEG TIFF that OpenSlide opens, with three levels and ``MARK``.
+
+    Args:
+        path: the file, ending in ``.tiff``.
+        image: ``(height, width, 3)`` uint8 RGB.
+        mpp: its microns per pixel.
+    """
     with replacing(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
         level: np.ndarray = image
         for step in range(3):

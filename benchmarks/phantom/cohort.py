@@ -1,0 +1,114 @@
+"""A folder of synthetic slides with labels and truth."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from benchmarks.phantom.plan import GROUPS, SlidePlan, plan_cohort
+from benchmarks.phantom.slide import draw_slide
+from benchmarks.phantom.truth import PlantedLesion, Truth
+from zoomfeat.files import make_folder, replacing
+from zoomfeat.progress import progress_bar
+from zoomfeat.slides.synthetic import MARK, write_pyramid
+
+_README = f"""{MARK}.
+
+slides/      pyramidal TIFF with um/px; the words also stand in a corner of every picture
+truth/       what was planted in each slide, in level-0 pixels
+labels.csv   patients, labels, what was planted, and how each slide was cut, stained and scanned
+
+label is 1 where large nuclei (seen at 20x) and fused glands (seen at 5x) stand in one lesion. Either alone, and both
+in two lesions, are 0. Made by `python -m benchmarks.phantom`; no patient, no tissue, no use for any claim about
+medicine.
+"""
+
+
+def write_cohort(
+    out: Path, slides: int = 40, seed: int = 0, *, workers: int = 2, console: Console | None = None
+) -> Path:
+    """Draws a cohort: slides, labels and truth. Slides that are there already are kept, so a killed run goes on.
+
+    Args:
+        out: the folder; made where it is missing.
+        slides: how many, at least 4; a fifth of them are second slides of a patient.
+        seed: decides everything; the number of workers decides nothing.
+        workers: processes.
+        console: where the progress goes; a new one where not given.
+
+    Returns:
+        ``out``, with ``slides/*.tiff``, ``truth/*.json``, ``labels.csv`` and ``README.txt``.
+
+    Raises:
+        ConfigurationError: fewer than 4 slides.
+        ZoomfeatError: the folder cannot be written.
+    """
+    plans = plan_cohort(slides, seed)
+    for folder in ("slides", "truth"):
+        make_folder(out / folder)
+    with replacing(out / "README.txt") as temporary:
+        temporary.write_text(_README)
+    with progress_bar(console or Console()) as progress:
+        task = progress.add_task("drawing synthetic slides", total=len(plans), unit="slides")
+        for _ in _each(partial(write_slide, out), plans, workers):
+            progress.advance(task)
+    with replacing(out / "labels.csv") as temporary:
+        labels_table(plans).to_csv(temporary, index=False)
+    return out
+
+
+def write_slide(out: Path, plan: SlidePlan) -> None:
+    """Draws ``out/slides/<slide_id>.tiff`` and ``out/truth/<slide_id>.json`` where they are not there yet."""
+    path, truth_path = out / "slides" / f"{plan.slide_id}.tiff", out / "truth" / f"{plan.slide_id}.json"
+    if path.exists() and truth_path.exists():
+        return
+    image, layout = draw_slide(plan)
+    lesions = []
+    for lesion in layout.lesions:
+        polygon = np.round(lesion.polygon / plan.mpp, 1)
+        box = (*polygon.min(0).tolist(), *polygon.max(0).tolist())
+        target = lesion.large_nuclei and lesion.fused_glands
+        points = [(x, y) for x, y in polygon.tolist()]
+        lesions.append(PlantedLesion(lesion.large_nuclei, lesion.fused_glands, target, box, points))
+    height, width = image.shape[:2]
+    write_pyramid(path, image, plan.mpp)
+    Truth(plan.slide_id, width, height, plan.mpp, plan.label, plan.group, lesions).save(truth_path)
+
+
+def labels_table(plans: Iterable[SlidePlan]) -> pd.DataFrame:
+    """One row a slide: ids, label, what was planted, confounders."""
+    return pd.DataFrame(
+        {
+            "slide_id": plan.slide_id,
+            "patient_id": plan.patient_id,
+            "label": plan.label,
+            "group": plan.group,
+            "large_nuclei": int(any(nuclei for nuclei, _ in GROUPS[plan.group])),
+            "fused_glands": int(any(glands for _, glands in GROUPS[plan.group])),
+            "stain": plan.stain,
+            "mpp": plan.mpp,
+            "thickness": plan.thickness,
+            "pen": plan.pen or "none",
+            "blur_um": plan.blur_um,
+            "nuclear_scale": plan.nuclear_scale,
+        }
+        for plan in plans
+    )
+
+
+def _each(write: partial[None], plans: list[SlidePlan], workers: int) -> Iterator[None]:
+    if workers <= 1:
+        yield from map(write, plans)
+        return
+    # Fresh interpreters: a fork of a process in which PyTorch has threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.map(write, plans)

@@ -1,0 +1,199 @@
+"""The layout of a slide, at 1 um/px: tissue on glass, two lesions, ducts, fat, stroma with its fibres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.phantom.fields import Field, smooth_noise, tile_noise
+from benchmarks.phantom.glands import Glands, ducts, joined, pack
+from benchmarks.phantom.nuclei import FIBROBLAST, LYMPHOCYTE, Nuclei
+from benchmarks.phantom.plan import GROUPS, SlidePlan
+
+_LESION_RADIUS_UM = (285.0, 345.0)
+_STROMAL_NUCLEI_MM2 = 1500.0
+_LYMPHOCYTES_MM2 = 350.0
+
+
+@dataclass(frozen=True, eq=False)
+class Lesion:
+    """A planted region; ``polygon`` is ``(m, 2)`` in um."""
+
+    polygon: NDArray[np.float64]
+    large_nuclei: bool
+    fused_glands: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What lies where. Fields are ``(h, w)`` float32 at 1 um/px, lengths in um.
+
+    Attributes:
+        lesions: the planted regions.
+        glands: all of them, in lesions and between.
+        tissue: above 0.5 inside the tissue.
+        epithelium: share of each pixel that is epithelium; lumens are cut out.
+        lumen: share that is lumen.
+        secretion: what lies in the lumens, 0 to 1.
+        wall: 1 along the outer walls of glands.
+        fat: share of each pixel that is the inside of a fat cell.
+        fibres: density of collagen, about 0 to 1.
+        stromal: fibroblasts and lymphocytes.
+    """
+
+    lesions: list[Lesion]
+    glands: Glands
+    tissue: Field
+    epithelium: Field
+    lumen: Field
+    secretion: Field
+    wall: Field
+    fat: Field
+    fibres: Field
+    stromal: list[Nuclei]
+
+
+def lay_out(rng: np.random.Generator, plan: SlidePlan) -> Layout:
+    """Draws up one slide."""
+    width, height = (round(side) for side in plan.size_um)
+    shape = (height, width)
+    tissue = _tissue(rng, shape)
+    lesions = _lesions(rng, plan)
+    parts = [
+        pack(rng, lesion.polygon, large_nuclei=lesion.large_nuclei, fused=lesion.fused_glands) for lesion in lesions
+    ]
+    taken = _filled([lesion.polygon for lesion in lesions], shape)
+    fat = _fat(rng, tissue, taken)
+    away = cv2.distanceTransform(((taken < 0.5) & (fat < 0.3)).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+    room = (away > 85) & (cv2.GaussianBlur(tissue, (0, 0), 40) > 0.9)
+    parts.append(ducts(rng, _scattered(rng, room, spacing=230)))
+    glands = joined(parts)
+    lumen = _filled(glands.lumen_edge(), shape)
+    solid = _filled(glands.wall(), shape)
+    secretion = _filled(glands.lumen_edge(), shape, np.round(255 * glands.secretion)) * lumen
+    epithelium = np.clip(solid - lumen, 0, 1)
+    wall = np.clip(cv2.GaussianBlur(solid, (0, 0), 2.2) - solid, 0, 1) * 2
+    fibres, direction = _fibres(rng, solid)
+    stroma = (tissue > 0.5) & (cv2.dilate(solid, np.ones((7, 7))) < 0.1) & (cv2.dilate(fat, np.ones((5, 5))) < 0.1)
+    stromal = _stromal(rng, stroma, direction)
+    return Layout(lesions, glands, tissue, epithelium, lumen, secretion, wall, fat, fibres, stromal)
+
+
+def _tissue(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
+    """One piece with a ragged edge; glass is left around it, and most at the top, where the words stand."""
+    height, width = shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    u, v = (x - width / 2) / (0.425 * width), (y - 0.54 * height) / (0.395 * height)
+    distance = (np.abs(u) ** 2.8 + np.abs(v) ** 2.8) ** (1 / 2.8)
+    edge = smooth_noise(rng, shape, 260) + 0.4 * smooth_noise(rng, shape, 70) + 0.15 * smooth_noise(rng, shape, 16)
+    field = 1 - distance + 0.045 * edge
+    return np.clip(0.5 + field * 0.395 * height / 3, 0, 1).astype(np.float32)  # 3 um soft
+
+
+def _lesions(rng: np.random.Generator, plan: SlidePlan) -> list[Lesion]:
+    width, height = plan.size_um
+    kinds = GROUPS[plan.group]
+    order = rng.permutation(2)
+    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    lesions = []
+    for place, side in enumerate((-1, 1)):
+        large, fused = kinds[order[place]]
+        middle = np.array([width / 2 + side * 0.2 * width, 0.54 * height]) + rng.uniform(-45, 45, 2)
+        phase = rng.uniform(0, 2 * np.pi, 3)
+        wobble = sum(rng.normal(0, 0.04) * np.cos((i + 2) * angle + phase[i]) for i in range(3))
+        radius = rng.uniform(*_LESION_RADIUS_UM) * (1 + wobble)
+        polygon = middle + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        lesions.append(Lesion(polygon, bool(large), bool(fused)))
+    return lesions
+
+
+def _filled(
+    polygons: list[NDArray[np.float64]] | NDArray[np.float64],
+    shape: tuple[int, int],
+    values: NDArray[np.float64] | None = None,
+) -> Field:
+    """Polygons in um filled with 1, or with ``values / 255``; the edge is a pixel soft."""
+    canvas = np.zeros(shape, np.uint8)
+    for i, polygon in enumerate(polygons):
+        points = np.round((polygon - 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(canvas, [points], 255 if values is None else float(values[i]), cv2.LINE_AA, shift=4)
+    return canvas.astype(np.float32) / 255
+
+
+def _scattered(rng: np.random.Generator, room: NDArray[np.bool_], spacing: float) -> NDArray[np.float64]:
+    """Places inside ``room``, none nearer to another than ``spacing``."""
+    rows, columns = np.nonzero(room)
+    chosen: list[NDArray[np.float64]] = []
+    for i in rng.integers(len(rows), size=200 if len(rows) else 0):
+        point = np.array([columns[i], rows[i]], np.float64)
+        if all(np.hypot(*(point - other)) > spacing for other in chosen):
+            chosen.append(point)
+    return np.array(chosen).reshape(-1, 2)
+
+
+def _fat(rng: np.random.Generator, tissue: Field, taken: Field) -> Field:
+    """Fat cells: the cells of a Voronoi diagram with round corners, in a few places away from lesions."""
+    height, width = shape = tissue.shape
+    region = smooth_noise(rng, shape, 300) + 0.3 * smooth_noise(rng, shape, 60)
+    clear = cv2.distanceTransform((taken < 0.5).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5) > 40
+    region = (region > 0.75) & clear & (tissue > 0.5)
+    spacing = 68.0
+    rows, columns = np.mgrid[0 : height / spacing + 1, 0 : width / spacing + 1]
+    seeds = np.stack([columns + 0.5 * (rows % 2), rows], axis=-1).reshape(-1, 2) * spacing
+    seeds = seeds + rng.normal(0, 0.16 * spacing, seeds.shape)
+    bounds = cv2.Subdiv2D((-300, -300, width + 600, height + 600))
+    bounds.insert(seeds.astype(np.float32).tolist())
+    facets, centres = bounds.getVoronoiFacetList([])
+    held = [region[min(max(int(y), 0), height - 1), min(max(int(x), 0), width - 1)] for x, y in np.asarray(centres)]
+    cells = np.zeros(shape, np.uint8)
+    for facet in (np.asarray(facet) for facet, inside in zip(facets, held, strict=True) if inside):
+        middle = facet.mean(0)
+        points = middle + (facet - middle) * (1 - 2.4 / np.linalg.norm(facet - middle, axis=1, keepdims=True))
+        cv2.fillPoly(cells, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    smooth = cv2.GaussianBlur(cells.astype(np.float32) / 255, (0, 0), 2.0)
+    return np.clip((smooth - 0.62) * 5 + 0.5, 0, 1)
+
+
+def _fibres(rng: np.random.Generator, solid: Field) -> tuple[Field, Field]:
+    """Wavy collagen that runs around glands: its density, and its direction in radians."""
+    shape = solid.shape
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    turn = rng.uniform(0, np.pi)
+    away = cv2.distanceTransform((solid < 0.5).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+    bend = 75 * (1 - np.exp(-away / 45))
+    along = x * np.cos(turn) + y * np.sin(turn) + 60 * smooth_noise(rng, shape, 240)
+    across = y * np.cos(turn) - x * np.sin(turn) + 85 * smooth_noise(rng, shape, 280)
+    across += 9 * smooth_noise(rng, shape, 60) + cv2.GaussianBlur(bend, (0, 0), 4)
+    fine = tile_noise(rng, 1024, (1.3, 28))
+    bundles = tile_noise(rng, 1024, (7, 90))
+    along, across = along.astype(np.float32), across.astype(np.float32)
+    fine, bundles = (
+        np.asarray(cv2.remap(tile, along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP), np.float32)
+        for tile in (fine, bundles)
+    )
+    density = 0.5 + 0.19 * fine + 0.16 * bundles
+    clefts = np.clip((fine + bundles + 1.9) * 1.6, 0, 1)  # white slits between bundles
+    smooth = cv2.GaussianBlur(across, (0, 0), 5)
+    down, right = np.gradient(smooth)
+    return np.clip(density, 0.05, 1.2) * (0.2 + 0.8 * clefts), np.arctan2(-right, down).astype(np.float32)
+
+
+def _stromal(rng: np.random.Generator, stroma: NDArray[np.bool_], direction: Field) -> list[Nuclei]:
+    rows, columns = np.nonzero(stroma)
+    mm2 = len(rows) / 1e6
+    found = []
+    crowd = np.exp(1.2 * smooth_noise(rng, stroma.shape, 130))[rows, columns]  # lymphocytes keep together
+    even = np.ones(len(rows))
+    for kind, number, weight in (
+        (FIBROBLAST, _STROMAL_NUCLEI_MM2 * mm2, even),
+        (LYMPHOCYTE, _LYMPHOCYTES_MM2 * rng.uniform(0.4, 1.8) * mm2, crowd),
+    ):
+        total = np.cumsum(weight)
+        chosen = np.searchsorted(total, rng.random(round(number)) * total[-1])
+        places = np.column_stack([columns[chosen], rows[chosen]]) + rng.random((len(chosen), 2))
+        turns = direction[rows[chosen], columns[chosen]] + rng.normal(0, 0.15, len(chosen))
+        found.append(Nuclei(kind, places, turns.astype(np.float64)))
+    return found
