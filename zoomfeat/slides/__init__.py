@@ -1,6 +1,7 @@
 """Slides: which there are, their pixels at any size, their tissue, and their aligned multi-scale patches."""
 
 from zoomfeat.slides.cohort import SlideEntry, find_slides, read_manifest, slides
+from zoomfeat.slides.foreground import find_foreground
 from zoomfeat.slides.grid import Grid, Region, RegionPart, Scale, make_grid, patch_size, read_region, regions
 from zoomfeat.slides.preview import draw_preview
 from zoomfeat.slides.reader import Slide
@@ -15,6 +16,7 @@ __all__ = [
     "SlideEntry",
     "TissueMask",
     "draw_preview",
+    "find_foreground",
     "find_slides",
     "find_tissue",
     "make_grid",

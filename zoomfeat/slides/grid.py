@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zoomfeat.errors import ConfigurationError, MagnificationError, NoTissueError
-from zoomfeat.magnification import PATCH_SIZE, Magnification
+from zoomfeat.magnification import PATCH_SIZE, Magnification, resolution
 from zoomfeat.slides.reader import Slide
 from zoomfeat.slides.tissue import TissueMask
 
@@ -123,7 +123,7 @@ def make_grid(
     kept = fractions >= min_tissue
     if not kept.any():
         raise NoTissueError(
-            f"no {magnifications[0]} patch is at least {min_tissue:g} tissue, the best of {len(kept)} "
+            f"no {magnifications[0]} patch is at least {min_tissue:g} {mask.kind}, the best of {len(kept)} "
             f"is {fractions.max():.3g}",
             cure="Lower min_tissue, or look at the slide's preview",
             path=slide.path,
@@ -139,7 +139,7 @@ def make_grid(
         tissue = mask.fraction(boxes[:, 0], boxes[:, 1], width, height).astype(np.float32)
         scales.append(Scale(magnification, (width, height), boxes, tissue))
         parents[magnification.name] = parent.reshape(-1).astype(np.int32)
-    return Grid(tuple(scales), parents, {"tissue": int(np.count_nonzero(~kept))})
+    return Grid(tuple(scales), parents, {mask.kind: int(np.count_nonzero(~kept))})
 
 
 def regions(grid: Grid, max_ratio: int = 8) -> list[Region]:
@@ -182,8 +182,8 @@ def patch_size(slide: Slide, magnification: Magnification) -> tuple[int, int]:
     """
     if max(slide.mpp) > magnification.mpp * MAX_UPSAMPLING * (1 + _ROUNDING):
         raise MagnificationError(
-            f"its pixels are {slide.mpp[0]:.4g} x {slide.mpp[1]:.4g} um (from the {slide.mpp_source}), too coarse "
-            f"for {magnification}, which takes at most {magnification.mpp * MAX_UPSAMPLING:.4g}",
+            f"its pixels are {resolution(slide.mpp[0])} x {resolution(slide.mpp[1])} (from the {slide.mpp_source}), "
+            f"too coarse for {magnification}, which takes at most {resolution(magnification.mpp * MAX_UPSAMPLING)}",
             cure="Ask for a coarser magnification, or give the slide's true um/px as mpp if this one is wrong",
             path=slide.path,
         )

@@ -50,7 +50,7 @@ def draw_preview(slide: Slide, mask: TissueMask, grid: Grid, path: str | Path) -
     picture = cv2.drawContours(np.array(picture), contours, -1, _TISSUE, 2)
 
     finest, coarsest = grid.scales[0], grid.scales[-1]
-    legend = [(_TISSUE, f"tissue ({mask.mask.mean():.0%} of the slide)"), (_FINEST, _count(finest))]
+    legend = [(_TISSUE, f"{mask.kind} ({mask.mask.mean():.0%} of the slide)"), (_FINEST, _count(finest))]
     if coarsest is not finest:
         legend.append((_COARSEST, _count(coarsest)))
     font = ImageFont.load_default(18)

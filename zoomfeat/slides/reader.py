@@ -1,14 +1,15 @@
 """Open a slide and read boxes of it at any size.
 
-Pixels come from OpenSlide, or from Pillow where the file is a plain image. Coordinates are level-0 pixels of
-the file throughout; OpenSlide's ``bounds`` properties are not used, so positions mean the same in any viewer.
+Pixels come from OpenSlide, or from Pillow where the file is a plain image; those of images on the map come from GDAL
+(`zoomfeat.slides.geotiff`). Coordinates are level-0 pixels of the file throughout; OpenSlide's ``bounds`` properties
+are not used, so positions mean the same in any viewer.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,9 @@ import openslide
 import PIL
 from PIL import Image
 
-from zoomfeat.errors import MagnificationError, SlideUnreadableError
+from zoomfeat.errors import ConfigurationError, MagnificationError, SlideUnreadableError
+from zoomfeat.georeference import Georeference
+from zoomfeat.slides.geotiff import GeoTiff
 from zoomfeat.slides.resample import area_resize, resize
 
 FINEST_PLAUSIBLE_MPP = 0.02
@@ -50,6 +53,7 @@ class Slide:
         reader: library and version that decode it, for example ``"openslide 4.0.1"``.
         vendor: the format, for example ``"aperio"``, or ``"png"`` for a plain image.
         source: the OpenSlide object behind it.
+        georeference: where it lies on the map, of images that do.
     """
 
     path: Path
@@ -59,6 +63,7 @@ class Slide:
     reader: str
     vendor: str
     source: openslide.AbstractSlide = field(repr=False)
+    georeference: Georeference | None = None
 
     @classmethod
     def open(
@@ -66,6 +71,7 @@ class Slide:
         path: str | Path,
         mpp: tuple[float, float] | float | None = None,
         default_mpp: float | None = None,
+        reader: str = "openslide",
     ) -> Self:
         """Open a slide, or any file of a DICOM series, and settle how large its pixels are.
 
@@ -73,20 +79,28 @@ class Slide:
             path: the file.
             mpp: um/px of this very slide, one number or (x, y); wins over what the file says.
             default_mpp: um/px for slides whose file does not say.
+            reader: what opens it, of `READERS`; a domain says which (`zoomfeat.domains`).
 
         Raises:
-            SlideUnreadableError: the file is missing, damaged, or of a kind that neither library reads.
+            ConfigurationError: no such reader, or one whose package is not installed.
+            SlideUnreadableError: the file is missing, damaged, or of a kind that the reader does not know.
             MagnificationError: nobody says how large the pixels are, or the number is implausible.
         """
         path = Path(path)
-        source, reader, vendor = _open_source(path)
+        if reader not in READERS:
+            raise ConfigurationError(f"no reader {reader!r}", cure=f"Use one of {', '.join(READERS)}")
+        if not path.is_file():
+            raise SlideUnreadableError("no such file", cure="Check the path", path=path)
+        source, library, vendor = READERS[reader](path)
         try:
             metadata_mpp = _metadata_mpp(source)
-            resolved, mpp_source = _resolve_mpp(path, mpp, metadata_mpp, default_mpp)
+            unknown = getattr(source, "unlocated", None) or ("the file does not say how many um a pixel is", _MPP_CURE)
+            resolved, mpp_source = _resolve_mpp(path, mpp, metadata_mpp, default_mpp, unknown)
         except MagnificationError:
             source.close()
             raise
-        return cls(path, resolved, mpp_source, metadata_mpp, reader, vendor, source)
+        where = getattr(source, "georeference", None)
+        return cls(path, resolved, mpp_source, metadata_mpp, library, vendor, source, where)
 
     @property
     def width(self) -> int:
@@ -118,8 +132,10 @@ class Slide:
         Raises:
             SlideUnreadableError: part of the box does not decode.
         """
-        level = self._level_for(width / max(w for w, _ in sizes), height / max(h for _, h in sizes))
-        per_pixel = self._downsample(level)
+        ratio = (width / max(w for w, _ in sizes), height / max(h for _, h in sizes))
+        level = self._level_for(*ratio)
+        shrink = self._shrink_for(level, *ratio)
+        per_pixel = self._pixel_size(level, shrink)
         columns = _parts(width / per_pixel[0], [w for w, _ in sizes])
         rows = _parts(height / per_pixel[1], [h for _, h in sizes])
         results = [np.full((h, w, 3), 255, np.uint8) for w, h in sizes]
@@ -135,7 +151,7 @@ class Slide:
                     ]
                     for result in results
                 ]
-                self._read_part(level, box, areas)
+                self._read_part(level, shrink, box, areas)
         return results
 
     def thumbnail(self, mpp: float) -> np.ndarray:
@@ -158,6 +174,8 @@ class Slide:
     def close(self) -> None:
         """Let go of the file."""
         self.source.close()
+        if self.tiles is not None:
+            self.tiles.close()
 
     def __enter__(self) -> Self:
         return self
@@ -181,17 +199,45 @@ class Slide:
         ]
         return max(fitting, default=0)
 
-    def _read_part(self, level: int, box: tuple[float, float, float, float], areas: list[np.ndarray]) -> None:
+    def _shrink_for(self, level: int, *ratio: float) -> int:
+        """How many times smaller to decode the tiles of a level, so that ``ratio`` level-0 pixels are still a pixel."""
+        if self.tiles is None or level not in self.tiles.levels:
+            return 1
+        for shrink in self.shrinks:
+            have = self._pixel_size(level, shrink)
+            if all(each <= want * _LEVEL_TOLERANCE for each, want in zip(have, ratio, strict=True)):
+                return shrink
+        return 1
+
+    def _pixel_size(self, level: int, shrink: int) -> tuple[float, float]:
+        """Level-0 pixels per pixel of a level whose tiles are shrunk, along x and y."""
+        x, y = self._downsample(level)
+        return x * shrink, y * shrink
+
+    def _read_part(
+        self, level: int, shrink: int, box: tuple[float, float, float, float], areas: list[np.ndarray]
+    ) -> None:
         """Fill each of ``areas``, uint8 (h, w, 3), with ``box``: left, top, right, bottom in level-0 pixels."""
-        per_pixel = self._downsample(level) * 2
+        per_pixel = self._pixel_size(level, shrink) * 2
         edges = [edge / each for edge, each in zip(box, per_pixel, strict=True)]
-        # OpenSlide takes whole level-0 positions and divides them by one downsample for both axes; between two
-        # pixels of the level it interpolates. So ask for a position, and work out where that really is.
-        divisor = self.source.level_downsamples[level]
-        corner = [math.floor(math.floor(edge + _ALIGNED) * divisor) for edge in edges[:2]]
-        origin = [position / divisor for position in corner] * 2
+        if self.tiles is not None and level in self.tiles.levels:
+            corner = (math.floor(edges[0] + _ALIGNED), math.floor(edges[1] + _ALIGNED))
+            origin = [float(position) for position in corner] * 2
+        else:
+            # OpenSlide takes whole level-0 positions and divides them by one downsample for both axes; between two
+            # pixels of the level it interpolates. So ask for a position, and work out where that really is.
+            divisor = self.source.level_downsamples[level]
+            corner = (
+                math.floor(math.floor(edges[0] + _ALIGNED) * divisor),
+                math.floor(math.floor(edges[1] + _ALIGNED) * divisor),
+            )
+            origin = [position / divisor for position in corner] * 2
         left, top, right, bottom = (edge - start for edge, start in zip(edges, origin, strict=True))
-        canvas = self._decode(corner, level, (math.ceil(right - _ALIGNED), math.ceil(bottom - _ALIGNED)))
+        size = (math.ceil(right - _ALIGNED), math.ceil(bottom - _ALIGNED))
+        if self.tiles is not None and level in self.tiles.levels:
+            canvas = self.tiles.read(level, corner, size, shrink)
+        else:
+            canvas = self._decode(corner, level, size)
         if all(abs(edge - round(edge)) <= _ALIGNED for edge in (left, top, right, bottom)):
             canvas = canvas[round(top) : round(bottom), round(left) : round(right)]
             for area in areas:
@@ -200,10 +246,10 @@ class Slide:
             for area in areas:
                 area[:] = area_resize(canvas, (left, top, right, bottom), (area.shape[1], area.shape[0]))
 
-    def _decode(self, corner: list[int], level: int, size: tuple[int, int]) -> np.ndarray:
-        """Pixels of one level, uint8 RGB on white, from a corner given in level-0 pixels."""
+    def _decode(self, corner: tuple[int, int], level: int, size: tuple[int, int]) -> np.ndarray:
+        """Pixels of one level as OpenSlide gives them, uint8 RGB on white, from a corner given in level-0 pixels."""
         try:
-            pixels = self.source.read_region((corner[0], corner[1]), level, size)
+            pixels = self.source.read_region(corner, level, size)
         except (openslide.OpenSlideError, OSError) as error:
             region = f"x={corner[0]}, y={corner[1]}, {size[0]}x{size[1]} px of level {level}"
             raise SlideUnreadableError(
@@ -237,8 +283,6 @@ def _on_white(pixels: Image.Image) -> np.ndarray:
 
 def _open_source(path: Path) -> tuple[openslide.AbstractSlide, str, str]:
     """The file as an OpenSlide object, the library that decodes it, and its format."""
-    if not path.is_file():
-        raise SlideUnreadableError("no such file", cure="Check the path", path=path)
     try:
         slide = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError:
@@ -248,6 +292,23 @@ def _open_source(path: Path) -> tuple[openslide.AbstractSlide, str, str]:
         raise SlideUnreadableError(f"OpenSlide does not open it ({error})", cure=_OPEN_CURE, path=path) from error
     vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
     return slide, f"openslide {openslide.__library_version__}", vendor
+
+
+def _open_geotiff(path: Path) -> tuple[openslide.AbstractSlide, str, str]:
+    """The same for an image on the map."""
+    source = GeoTiff(path)
+    return source, source.reader, source.properties[openslide.PROPERTY_NAME_VENDOR]
+
+
+READERS: dict[str, Callable[[Path], tuple[openslide.AbstractSlide, str, str]]] = {
+    "openslide": _open_source,
+    "geotiff": _open_geotiff,
+}
+"""By name, what opens a file: an object with OpenSlide's face, libraries and versions behind it, and the format.
+
+What such an object gives as transparent is background. It may have a ``georeference``, and where the size of its pixels
+is unknown ``unlocated``, the problem and the cure.
+"""
 
 
 def _open_plain_image(path: Path) -> tuple[Image.Image, str]:
@@ -299,6 +360,7 @@ def _resolve_mpp(
     given: tuple[float, float] | float | None,
     metadata: tuple[float, float] | None,
     default: float | None,
+    unknown: tuple[str, str],
 ) -> tuple[tuple[float, float], str]:
     """The um/px to believe, and whose word it is."""
     for value, source in ((given, "manifest"), (metadata, "metadata"), (default, "configuration")):
@@ -312,4 +374,4 @@ def _resolve_mpp(
                 path=path,
             )
         return (float(x), float(y)), source
-    raise MagnificationError("the file does not say how many um a pixel is", cure=_MPP_CURE, path=path)
+    raise MagnificationError(unknown[0], cure=unknown[1], path=path)

@@ -30,15 +30,19 @@ _LONGEST_SIDE = 1024  # px; a slide so small that its mask has fewer is looked a
 
 @dataclass(frozen=True, eq=False)
 class TissueMask:
-    """Tissue of one slide.
+    """Tissue of one slide, or whatever else its domain takes for foreground.
 
     Attributes:
         mask: bool (H, W), True where there is tissue; covers the whole slide.
         scale: level-0 pixels per mask pixel along x and y.
+        kind: what it is called to people.
+        method: how it was found, for the record.
     """
 
     mask: np.ndarray
     scale: tuple[float, float]
+    kind: str = "tissue"
+    method: str = METHOD
 
     def fraction(self, x: np.ndarray, y: np.ndarray, width: int, height: int) -> np.ndarray:
         """Share of each box that is tissue; what lies beyond the slide is none.
