@@ -9,7 +9,7 @@ patch. Features are EfficientNet-Lite0's and not an Inception's: the figures com
 from __future__ import annotations
 
 import argparse
-import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,13 +19,11 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
-from torch import nn
-from torchmetrics.image.kid import KernelInceptionDistance
 
+from benchmarks.metrics.kernel import kernel_distance
 from benchmarks.tiny.images import HELD_OUT_PREFIX
-from generation.batches import TrainingData, choose_items, read_batch
+from generation.batches import Levels, TrainingData, choose_items, read_batch
 from generation.data import TrainingSet
 from generation.monitoring import sample_images, validate, write_grid
 from zoomfeat.encoders import load_encoder
@@ -36,7 +34,8 @@ from zoomfeat.models.zoomldm import ZoomLDM
 from zoomfeat.progress import progress_bar
 
 _BATCH = 16
-_SUBSETS = 100
+_UNTRAINED = 64  # samples of the untrained model, whose distance needs no fine measure
+_SUBSETS, _SUBSET_SIZE = 100, 200
 _REFERENCE = 256  # patches of a magnification that are looked at, at most
 
 
@@ -64,25 +63,28 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=Sampling.count, help="samples of each magnification")
     parser.add_argument("--steps", type=int, default=Sampling.steps, help="DDIM steps")
     parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="scale of classifier-free guidance")
+    parser.add_argument("--workers", type=int, default=2, help="processes, a magnification at a time each")
     arguments = parser.parse_args()
     console, out = Console(), make_folder(arguments.out)
     sampling = Sampling(arguments.count, arguments.steps, arguments.guidance)
-    data = TrainingSet.open(arguments.data)
-    bundle = ZoomLDM.load(arguments.weights or TINY)
-    training, validation = choose_items(data, [], [f"{HELD_OUT_PREFIX}*"], seed=0)
+    weights = arguments.weights or TINY
+    data, bundle = TrainingSet.open(arguments.data), ZoomLDM.load(weights)
+    validation = _validation(data)[1]
     losses = pd.DataFrame(validate(bundle, data, validation, Accelerator(cpu=True), items=64, seed=0))
     with replacing(out / "losses.csv") as path:
         losses.to_csv(path, index=False, float_format="%.5f")
     rows, pictures = [], []
-    with progress_bar(console) as progress:
-        task = progress.add_task("sampling", total=2 * sampling.count * len(validation), unit="images")
-        for level, items in validation.items():
-            row, shown = measure(bundle, data, training[level], items, sampling, progress, task)
+    with progress_bar(console) as progress, ProcessPoolExecutor(arguments.workers, initializer=_one_thread) as pool:
+        task = progress.add_task("sampling", total=len(validation), unit="magnifications")
+        jobs = [pool.submit(measure, arguments.data, weights, level, sampling) for level in validation]
+        for level, job in zip(validation, jobs, strict=True):
+            row, shown = job.result()
             part = losses[losses["magnification"] == str(BRCA.steps[level])]
             rows.append({"magnification": str(BRCA.steps[level]), **part[["loss", "null_loss"]].mean(), **row})
             pictures.append(shown)
             with replacing(out / "samples.csv") as path:
                 pd.DataFrame(rows).to_csv(path, index=False, float_format="%.5f")
+            progress.advance(task)
     write_grid(pictures, out / "samples.png")
     table = Table(*rows[0], title="samples under the conditions of validation patches")
     for row in rows:
@@ -90,16 +92,20 @@ def main() -> None:
     console.print(table)
 
 
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _validation(data: TrainingSet) -> tuple[Levels, Levels]:
+    return choose_items(data, [], [f"{HELD_OUT_PREFIX}*"], seed=0)
+
+
 def measure(
-    bundle: ZoomLDM,
-    data: TrainingData,
-    training: NDArray[np.int64],
-    validation: NDArray[np.int64],
-    sampling: Sampling,
-    progress: Progress,
-    task: TaskID,
+    folder: Path, weights: str | Path, level: int, sampling: Sampling
 ) -> tuple[dict[str, float], tuple[torch.Tensor, torch.Tensor]]:
     """One magnification: its row of the table, and pairs of a validation patch and a sample under its condition."""
+    data, bundle = TrainingSet.open(folder), ZoomLDM.load(weights)
+    training, validation = (levels[level] for levels in _validation(data))
     embed = load_encoder("efficientnet-lite0", device="cpu")
     rng = np.random.default_rng(0)
     known = np.stack([data[int(i)].image for i in rng.permutation(training)[:_REFERENCE]])
@@ -111,8 +117,8 @@ def measure(
     conditions = [int(i) for i in np.resize(rng.permutation(validation), sampling.count)]
     untrained = untrained_tiny()
     untrained.vae = bundle.vae  # the same first stage: what differs is the denoiser
-    made = draw(bundle, data, conditions, sampling, progress, task)
-    meaningless = draw(untrained, data, conditions, replace(sampling, guidance=1), progress, task)
+    made = draw(bundle, data, conditions, sampling)
+    meaningless = draw(untrained, data, conditions[:_UNTRAINED], replace(sampling, guidance=1))
     noise = rng.integers(0, 256, (sampling.count, PATCH_SIZE, PATCH_SIZE, 3), dtype=np.uint8)
     real, seen = embed(np.ascontiguousarray(oriented)), embed(known)
     features = embed(made)
@@ -133,9 +139,7 @@ def measure(
     return row, (as_tensor(np.stack(shown)), as_tensor(made[:4]))
 
 
-def draw(
-    bundle: ZoomLDM, data: TrainingData, conditions: list[int], sampling: Sampling, progress: Progress, task: TaskID
-) -> NDArray[np.uint8]:
+def draw(bundle: ZoomLDM, data: TrainingData, conditions: list[int], sampling: Sampling) -> NDArray[np.uint8]:
     """Samples ``(N, 256, 256, 3)``; a condition that occurs again gets another noise."""
     made = []
     for start in range(0, len(conditions), _BATCH):
@@ -143,7 +147,6 @@ def draw(
         with torch.autocast("cpu", torch.bfloat16):  # half the time; the pictures differ by less than their noise
             pixels = sample_images(bundle, batch, steps=sampling.steps, guidance=sampling.guidance, seed=start)
         made.append((pixels.float() * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-        progress.advance(task, len(pixels))
     return np.concatenate(made)
 
 
@@ -161,13 +164,7 @@ def as_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
 
 def kid(real: NDArray[np.float32], made: NDArray[np.float32]) -> float:
     """Kernel distance of two sets of features ``(N, D)``, over subsets of equal size."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        metric = KernelInceptionDistance(nn.Identity(), subsets=_SUBSETS, subset_size=min(len(real), len(made), 200))
-    torch.manual_seed(0)  # of the subsets
-    metric.update(torch.from_numpy(real), real=True)
-    metric.update(torch.from_numpy(made), real=False)
-    return float(metric.compute()[0])
+    return kernel_distance(made, real, _SUBSETS, _SUBSET_SIZE)[0]
 
 
 def distance_to_nearest(features: NDArray[np.float32], seen: NDArray[np.float32]) -> NDArray[np.float32]:
