@@ -12,6 +12,7 @@ from torch import Tensor
 
 from generation.batches import seeded_normal
 from generation.losses import InversionLoss, inversion_loss
+from generation.sampling_state import SamplingState
 from zoomfeat.magnification import PATCH_SIZE, Magnification
 from zoomfeat.models.zoomldm import ZoomLDM
 
@@ -71,6 +72,7 @@ def infer_embeddings(
     steps: int = STEPS,
     rate: float = RATE,
     on_step: Callable[[], None] = lambda: None,
+    state: SamplingState | None = None,
 ) -> Tensor:
     """Embeddings of the 20x patches under an image, patch by patch of its own magnification.
 
@@ -84,17 +86,27 @@ def infer_embeddings(
         steps: of Adam.
         rate: Adam's.
         on_step: is called after every step of every patch.
+        state: where to keep what is found, and go on from.
 
     Returns:
         ``(D, H * g / 256, W * g / 256)``, not normalised.
+
+    Raises:
+        ConfigurationError: the state belongs to another run.
     """
     grid = magnification.grid
     cell = PATCH_SIZE // grid
     shape = (bundle.summarizer.config.input_dim, grid, grid)
-    total = torch.zeros(shape[0], image.shape[1] // cell, image.shape[2] // cell, device=bundle.device)
-    counts = torch.zeros_like(total[:1])
+    state = state or SamplingState(None, "")
+    done, kept = state.load()
+    total = kept.get("total", torch.zeros(shape[0], image.shape[1] // cell, image.shape[2] // cell)).to(bundle.device)
+    counts = kept.get("counts", torch.zeros_like(total[:1])).to(bundle.device)
     timesteps = torch.linspace(FIRST, LAST, steps).long().tolist()
     for number, (top, left) in enumerate(patch_places(image.shape[1], image.shape[2])):
+        if number < done:
+            for _ in timesteps:
+                on_step()
+            continue
         patch = image[None, :, top : top + PATCH_SIZE, left : left + PATCH_SIZE].to(bundle.device)
         latents = bundle.encode(patch)
         noises = (seeded_normal(latents.shape, seed, _NOISE, number, step).to(latents) for step in range(steps))
@@ -111,6 +123,7 @@ def infer_embeddings(
         row, column = top // cell, left // cell
         total[:, row : row + grid, column : column + grid] += found
         counts[:, row : row + grid, column : column + grid] += 1
+        state.save(number + 1, {"total": total, "counts": counts})
     return total / counts
 
 

@@ -49,16 +49,19 @@ def run(config: GenerateLargeConfig) -> int:
     out = make_folder(Path(config.out))
     path = out / f"{scales[0]}-{config.seed:04d}.tiff"
     arguments = _arguments(pipe, config)
-    if path.exists():
-        found = _found(path)
-        if found != arguments:
+    state, preview = path.with_suffix(".state"), out / PREVIEW
+    there = path.exists()
+    if there:
+        if _found(path) != arguments:
             raise ConfigurationError(
                 f"{path}: made by other arguments", cure="Use another out=, or remove the image there"
             )
         console.print(f"{path} exists", soft_wrap=True, highlight=False)
+    if there and not state.exists():
+        if not preview.exists():
+            save_png(preview_grid([_shown(path)]), preview)  # what guided it is not known any more
         return 0
 
-    state = path.with_suffix(".state")
     units = {"embedding": "patches", "drawing the guide": "steps", "sampling": "passes", "decoding": "rows"}
     with sampling_progress(console, units) as report:
         reference, embeddings, tokens = _condition(pipe, config, report)
@@ -77,31 +80,35 @@ def run(config: GenerateLargeConfig) -> int:
             save_every=config.save_every,
             progress=lambda done, total: report("sampling", done, total),
         )
-        pipe.write(
-            sampled.latent,
-            path,
-            arguments,
-            batch_size=config.batch_size,
-            on_rows=lambda done, total: report("decoding", done, total),
-        )
+        if not there:
+            pipe.write(
+                sampled.latent,
+                path,
+                arguments,
+                batch_size=config.batch_size,
+                on_rows=lambda done, total: report("decoding", done, total),
+            )
     guides = [
         (f"guide, {name}", pipe.picture(latent, batch_size=config.batch_size))
         for name, latent in sampled.coarser.items()
         if max(pipe.image_size(latent)) <= _SHOWN  # what lies between may be large, and is decoded as a whole
     ]
-    with Slide.open(path) as slide:
-        shown = Image.fromarray(slide.thumbnail(slide.mpp[0] * max(1.0, max(slide.width, slide.height) / _SHOWN)))
     region = [] if reference is None else [("the region", [reference])]
-    save_png(preview_grid([*region, *guides, (f"20x image, {path.name}", [shown])]), out / PREVIEW)
+    save_png(preview_grid([*region, *guides, _shown(path)]), preview)
     with suppress(FileNotFoundError):
         state.unlink()
     width, height = pipe.image_size(sampled.latent)
-    console.print(
-        f"{path}: {width} x {height} px at {mpp:g} um/px. Look at {out / PREVIEW}", soft_wrap=True, highlight=False
-    )
+    console.print(f"{path}: {width} x {height} px at {mpp:g} um/px. Look at {preview}", soft_wrap=True, highlight=False)
     if config.model in MODELS and MODELS[config.model].note:
         console.print(f"NOTE {MODELS[config.model].note}", style="bold yellow", highlight=False)
     return 0
+
+
+def _shown(path: Path) -> tuple[str, list[Image.Image]]:
+    """The row of the image in the sheet."""
+    with Slide.open(path) as slide:
+        side = max(1.0, max(slide.width, slide.height) / _SHOWN)
+        return f"20x image, {path.name}", [Image.fromarray(slide.thumbnail(slide.mpp[0] * side))]
 
 
 def _check(config: GenerateLargeConfig) -> None:

@@ -16,7 +16,7 @@ from generation.commands.generate_large import PREVIEW, read_embeddings
 from generation.pictures import preview_grid, read_arguments, save_png
 from generation.pipelines.baselines import BicubicUpscaler
 from generation.pipelines.models import MODELS, load_pipeline
-from generation.pipelines.superres import SuperResolutionPipeline
+from generation.pipelines.superres import SuperResolutionPipeline, inference_state
 from generation.sampling_progress import sampling_progress
 from zoomfeat.conf.schema import SuperresConfig
 from zoomfeat.errors import ConfigurationError, SlideUnreadableError
@@ -40,16 +40,42 @@ def run(config: SuperresConfig) -> int:
     out = make_folder(Path(config.out))
     path = out / f"{Path(config.image).stem}-{config.scale}x-{config.condition}.{config.format}"
     arguments = _arguments(pipe, config)
+    state, preview = path.with_suffix(".state"), out / PREVIEW
     if path.exists():
         if _found(path) != arguments:
             raise ConfigurationError(
                 f"{path}: made by other arguments", cure="Use another out=, or remove the image there"
             )
         console.print(f"{path} exists", soft_wrap=True, highlight=False)
-        return 0
+        if preview.exists() and not state.exists():
+            return 0
 
-    state = path.with_suffix(".state")
     size = (config.scale * image.width, config.scale * image.height)
+    if not path.exists():
+        _draw(pipe, config, image, size, path, arguments, state, console)
+    _preview(image, path, config.scale, mpp, f"{config.scale}x, {config.condition}", preview)
+    for kept in (inference_state(state), state):  # in this order: the latter says that the preview may be missing
+        with suppress(FileNotFoundError):
+            kept.unlink()
+    console.print(
+        f"{path}: {size[0]} x {size[1]} px at {mpp:g} um/px. Look at {preview}", soft_wrap=True, highlight=False
+    )
+    if config.model in MODELS and MODELS[config.model].note:
+        console.print(f"NOTE {MODELS[config.model].note}", style="bold yellow", highlight=False)
+    return 0
+
+
+def _draw(
+    pipe: SuperResolutionPipeline,
+    config: SuperresConfig,
+    image: Image.Image,
+    size: tuple[int, int],
+    path: Path,
+    arguments: dict[str, Any],
+    state: Path,
+    console: Console,
+) -> None:
+    """Samples, or goes on sampling, and writes the image."""
     with sampling_progress(
         console, {"inferring embeddings": "steps", "sampling": "passes", "decoding": "rows"}
     ) as report:
@@ -79,16 +105,8 @@ def run(config: SuperresConfig) -> int:
                 on_rows=lambda done, total: report("decoding", done, total),
             )
         else:
-            save_png(pipe.picture(sampled.latent, batch_size=config.batch_size, size=size)[0], path, arguments, mpp)
-    _preview(image, path, config.scale, mpp, f"{config.scale}x, {config.condition}", out / PREVIEW)
-    with suppress(FileNotFoundError):
-        state.unlink()
-    console.print(
-        f"{path}: {size[0]} x {size[1]} px at {mpp:g} um/px. Look at {out / PREVIEW}", soft_wrap=True, highlight=False
-    )
-    if config.model in MODELS and MODELS[config.model].note:
-        console.print(f"NOTE {MODELS[config.model].note}", style="bold yellow", highlight=False)
-    return 0
+            picture = pipe.picture(sampled.latent, batch_size=config.batch_size, size=size)[0]
+            save_png(picture, path, arguments, pipe.finest_mpp())
 
 
 def _check(config: SuperresConfig) -> None:

@@ -21,6 +21,7 @@ from generation.mosaic import Mosaic
 from generation.pipelines.inputs import Embeddings
 from generation.pipelines.large import LargeImagePipeline, check_output, draw_seed
 from generation.resize import mirrored
+from generation.sampling_state import SamplingState
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import MAX_GRID, PATCH_SIZE, Magnification
 
@@ -109,8 +110,8 @@ class SuperResolutionPipeline(LargeImagePipeline):
             inversion_steps: of condition inversion.
             generator: decides all random numbers; null: torch's default.
             batch_size: as in a call.
-            state: a file to keep the state of a run in, as in :meth:`JointMultiScalePipeline.sample`; the inference of
-                embeddings starts anew.
+            state: a file to keep the state of a run in, as in :meth:`JointMultiScalePipeline.sample`; the embeddings
+                that are inferred are kept beside it (:func:`inference_state`).
             save_every: steps between two savings.
             progress: called with what is going on, steps done and their number.
 
@@ -127,7 +128,8 @@ class SuperResolutionPipeline(LargeImagePipeline):
         options = Pull(guidance_scale, pulls, rate)
         settings = Settings(num_inference_steps, options, seam_start, self._at_once(batch_size), save_every)
         if condition == "inferred":
-            given = self.infer(pixels, step, inversion_steps, generator, progress)[:, :rows, :columns]
+            kept = None if state is None else inference_state(state)
+            given = self.infer(pixels, step, inversion_steps, generator, kept, progress)[:, :rows, :columns]
         return self._sample(
             [Mosaic(self.ladder.steps[0], rows, columns, embeddings=given)],
             settings,
@@ -156,6 +158,7 @@ class SuperResolutionPipeline(LargeImagePipeline):
         magnification: Magnification,
         steps: int = STEPS,
         generator: torch.Generator | None = None,
+        state: str | Path | None = None,
         progress: Callable[[str, int, int], object] | None = None,
     ) -> Tensor:
         """Embeddings of the 20x patches that explain an image.
@@ -165,10 +168,14 @@ class SuperResolutionPipeline(LargeImagePipeline):
             magnification: of the image.
             steps: of the inversion, for each patch of the image's magnification.
             generator: as in a call.
+            state: a file to keep what is found in; where it exists already, patches in it are not looked at again.
             progress: as in a call.
 
         Returns:
             ``(C, rows, columns)``, of the image continued by its mirror image to at least one patch.
+
+        Raises:
+            ConfigurationError: the state of another run.
         """
         cell = PATCH_SIZE // magnification.grid
         height, width = (max(math.ceil(side / cell) * cell, PATCH_SIZE) for side in pixels.shape[1:])
@@ -180,8 +187,16 @@ class SuperResolutionPipeline(LargeImagePipeline):
             if progress is not None:
                 progress("inferring embeddings", done, total)
 
-        image = covered(pixels, height, width)
-        return infer_embeddings(self, image, magnification, seed=draw_seed(generator), steps=steps, on_step=advance)
+        image, seed = covered(pixels, height, width), draw_seed(generator)
+        kept = None
+        if state is not None:
+            kept = SamplingState(Path(state), self.hash_of([str(magnification), steps, seed], [image]))
+        return infer_embeddings(self, image, magnification, seed=seed, steps=steps, on_step=advance, state=kept)
+
+
+def inference_state(state: str | Path) -> Path:
+    """Where embeddings are kept while the state of sampling is kept in ``state``."""
+    return Path(f"{state}.inferred")
 
 
 def read_image(image: Picture, smallest: int) -> Tensor:

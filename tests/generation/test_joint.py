@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from generation.commands import generate_large
 from generation.conditioning import ConditioningDiT
 from generation.joint_guidance import (
     Pull,
@@ -428,6 +429,17 @@ def test_the_command_draws_a_region_of_a_slide_and_goes_on_after_a_kill(model, t
     assert run_large(model, tmp_path / "b", *words) == 0
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == names
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+    with monkeypatch.context() as patched:  # between the image and its preview
+        patched.setattr(generate_large, "preview_grid", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run_large(model, tmp_path / "c", *words) == 130
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["10x-0000.state", "10x-0000.tiff"]
+    assert run_large(model, tmp_path / "c", *words) == 0
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == names
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes() for name in names)
+    (tmp_path / "c" / "preview.png").unlink()
+    assert run_large(model, tmp_path / "c", *words) == 0
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == names
 
     capsys.readouterr()
     assert run_large(model, tmp_path / "a", *words) == 0

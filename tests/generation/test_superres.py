@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -15,7 +16,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, UN
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion_superresolution import LDMSuperResolutionPipeline
 from PIL import Image
 
-from generation import tiff
+from generation import inversion, tiff
+from generation.commands import superres
 from generation.joint_guidance import Pull
 from generation.joint_sampling import Settings, sample
 from generation.mosaic import Mosaic
@@ -251,6 +253,49 @@ def test_the_command_writes_the_image_with_its_arguments_and_a_preview(small_mod
     assert "exists" in capsys.readouterr().out
     assert run_superres(image, tmp_path / "out", small_model, "seed=1") == 2
     assert "made by other arguments" in capsys.readouterr().err
+
+
+def test_a_killed_command_goes_on(small_model, tmp_path, monkeypatch):
+    """It infers no embeddings again, and makes a preview that is missing."""
+    image = tmp_path / "image.png"
+    picture(64, 300).save(image)  # two patches at 5x, of which the second is inverted after the kill
+    words = ("condition=inferred", "inversion_steps=2")
+    assert run_superres(image, tmp_path / "whole", small_model, *words) == 0
+    inverted, invert = [], inversion.invert
+
+    def counted(*arguments: Any, **options: Any) -> torch.Tensor:
+        if len(inverted) == 1 and not resumed:
+            raise KeyboardInterrupt
+        inverted.append(arguments)
+        return invert(*arguments, **options)
+
+    resumed = False
+    with monkeypatch.context() as patched:
+        patched.setattr(inversion, "invert", counted)
+        assert run_superres(image, tmp_path / "killed", small_model, *words) == 130
+        assert [path.suffix for path in (tmp_path / "killed").iterdir()] == [".inferred"]
+        resumed = True
+        patched.setattr(superres, "save_png", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run_superres(image, tmp_path / "killed", small_model, *words) == 130
+    assert len(inverted) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(inversion, "invert", counted)
+        patched.setattr(superres, "_preview", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run_superres(image, tmp_path / "killed", small_model, *words) == 130
+    assert len(inverted) == 2
+    assert not (tmp_path / "killed" / "preview.png").exists()
+    assert run_superres(image, tmp_path / "killed", small_model, *words) == 0
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == names
+    assert all((tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes() for name in names)
+
+
+def test_embeddings_inferred_from_another_image_are_refused(pipe, tmp_path):
+    options = {"state": tmp_path / "run.state", "generator": seeded(), **SHORT}
+    pipe.sample(picture(64, 64), **options)
+    (tmp_path / "run.state").unlink()
+    with pytest.raises(ConfigurationError, match="the state of another run"):
+        pipe.sample(picture(64, 70), **options | {"generator": seeded()})
 
 
 @pytest.mark.parametrize(
