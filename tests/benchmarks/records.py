@@ -1,0 +1,92 @@
+"""Result records that tests make: real cross-validations of heads on small bags that are drawn, one a patient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pandas as pd
+from sklearn.model_selection import StratifiedKFold
+
+from benchmarks.record import Cost, EncoderFacts, HeadFacts, Interval, Record, TaskFacts, predictions_of, recomputed
+from benchmarks.tasks import Task, load_task
+from mil import MILClassifier
+from mil.held_out import HeldOutPredictions
+from tests.mil.bags import flat_bags
+
+PATIENTS = 48
+
+
+@functools.cache
+def cross_validated(signal: float, head: str, seeds: tuple[int, ...] = (0,)) -> HeldOutPredictions:
+    """Held-out predictions of three folds a seed, in the classes 0 and 1.
+
+    Args:
+        signal: how far one patch of a positive bag is off; 0 leaves nothing to find, as a useless encoder would.
+        head: its name.
+        seeds: of folds and training.
+    """
+    bags, labels = flat_bags(PATIENTS, seed=3, dim=6, sizes=(3, 6), shift=signal)
+    rows = []
+    for seed in seeds:
+        folds = StratifiedKFold(3, shuffle=True, random_state=seed).split(labels, labels)
+        for fold, (training, test) in enumerate(folds):
+            model = MILClassifier(head=head, seed=seed, epochs=8, width=8, learning_rate=1e-2)
+            model.fit([bags[place] for place in training], labels[training])
+            chances = model.predict_proba([bags[place] for place in test])
+            rows += [
+                (f"patient-{place}", f"slide-{place}", seed, str(fold), str(labels[place]), *map(float, chance))
+                for place, chance in zip(test, chances, strict=True)
+            ]
+    names = ["patient_id", "slide_ids", "seed", "fold", "y_true", "prob_0", "prob_1"]
+    return HeldOutPredictions(pd.DataFrame(rows, columns=names))
+
+
+def facts(task: Task) -> TaskFacts:
+    """What a record says of its task."""
+    return TaskFacts(
+        **{name: getattr(task, name) for name in ("name", "version", "kind", "metric", "higher_is_better", "classes")}
+    )
+
+
+def make_record(
+    magnification: str = "20x",
+    head: str = "abmil",
+    *,
+    signal: float = 3.0,
+    encoder: str = "made-up",
+    licence: str | None = "MIT",
+    seeds: tuple[int, ...] = (0,),
+    task: str = "phantom",
+    **changes: object,
+) -> Record:
+    """A sealed record of a cross-validation; all that is not prediction or metric is made up.
+
+    Args:
+        magnification: what the record says.
+        head: its name.
+        signal: see `cross_validated`.
+        encoder: what the record calls the maker of the features.
+        licence: of it.
+        seeds: see `cross_validated`.
+        task: a task of the package with the classes 0 and 1, or the path of a YAML file.
+        changes: other fields of the record.
+    """
+    settings = {"signal": signal, "taps": ["mid", "up_blocks.0"]}
+    record = Record(
+        task=facts(load_task(task)),
+        encoder=EncoderFacts(encoder, "a" * 64, settings, "", licence, 12_345_678, 4.2e9, 6),
+        magnification=magnification,
+        head=HeadFacts(head, {"epochs": 8}),
+        configuration={"folds": 3, "seeds": list(seeds)},
+        predictions=predictions_of(cross_validated(signal, head, seeds)),
+        metrics={},
+        extra={"localisation_auroc": Interval(0.75, 0.7, 0.8)},
+        cost=Cost(patches_per_second=12.5, bytes_per_slide=40_000.0, training_seconds=3.0),
+        hardware={"cpu": "a processor", "gpu": None},
+        software={"python": "3.11"},
+        created="2026-01-02T03:04:05+00:00",
+        submitter="tests",
+    )
+    record = dataclasses.replace(record, metrics=recomputed(record))
+    return dataclasses.replace(record, **changes).sealed()
