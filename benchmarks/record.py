@@ -149,17 +149,19 @@ class Prediction:
 
 @dataclass(frozen=True, config=_STRICT)
 class Measurement:
-    """Of one image, of a set of images, or of a resample of that set (tasks that are no classification).
+    """Of one image, or of a set of images (tasks that are no classification).
 
     Attributes:
-        name: of the image, set or resample.
-        of: ``image``, ``set`` or ``resample``.
+        name: of the image or set.
+        of: ``image`` or ``set``.
         values: metric to value.
+        intervals: of a set, metric to both ends; what a distance of two sets follows from is not in the record.
     """
 
     name: str
-    of: Literal["image", "set", "resample"]
+    of: Literal["image", "set"]
     values: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -285,8 +287,7 @@ def recomputed(record: Record) -> dict[str, Interval]:
 
     Classification: the metrics of `mil.metrics` from all held-out predictions of a run together, their mean over the
     runs (``auroc``), and the mean over the test folds (``auroc_by_fold``), with bootstrap intervals over patients.
-    Other kinds: the mean over images with a bootstrap interval over images; of a set the value itself, with the
-    percentiles of its resamples.
+    Other kinds: the mean over images with a bootstrap interval over images; of a set value and interval as measured.
 
     Raises:
         RecordInvalidError: predictions that are not those of the task.
@@ -400,11 +401,9 @@ def _mean_of(values: NDArray[np.float64]) -> Metric:
 
 
 def _of_sets(measured: list[Measurement]) -> dict[str, Interval]:
-    found = {}
-    for whole in (each for each in measured if each.of == "set"):
-        for name, value in whole.values.items():
-            drawn = [each.values[name] for each in measured if each.of == "resample" and name in each.values]
-            tails = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-            low, high = (float(end) for end in np.quantile(drawn, tails)) if len(drawn) > 1 else (None, None)
-            found[name] = Interval(value, low, high)
-    return found
+    sets = (each for each in measured if each.of == "set")
+    return {
+        name: Interval(value, *each.intervals.get(name, (None, None)))
+        for each in sets
+        for name, value in each.values.items()
+    }

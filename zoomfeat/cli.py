@@ -84,11 +84,29 @@ COMMANDS = {
     "compare": Command(
         "mil.commands.compare", "zoomfeat compare baseline/ run/ other/", positional="runs", several=True, extra="mil"
     ),
+    "benchmark": Command(
+        "benchmarks.commands.benchmark",
+        "zoomfeat benchmark task=phantom encoders=[zoomldm-tiny,color-stats] heads=[mean,abmil]",
+        extra="benchmarks",
+    ),
     "predict": Command(
         "mil.commands.predict", "zoomfeat predict model=run/ bags=bags/ out=predictions.csv", extra="mil"
     ),
     "explain": Command(
         "mil.commands.explain", "zoomfeat explain model=run/ bags=bags/ slides=slides/ out=maps/", extra="mil"
+    ),
+    "leaderboard": Command(
+        "benchmarks.commands.leaderboard",
+        "zoomfeat leaderboard results/ out=site/",
+        positional="results",
+        extra="benchmarks",
+    ),
+    "submit-check": Command(
+        "benchmarks.commands.submit_check",
+        "zoomfeat submit-check record.json",
+        positional="files",
+        several=True,
+        extra="benchmarks",
     ),
 }
 

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.record import (
     EncoderFacts,
     HeadFacts,
+    Interval,
     Measurement,
     Prediction,
     Record,
@@ -94,14 +95,14 @@ def test_a_changed_prediction_changes_the_metrics():
 
 def test_means_over_images_and_values_of_sets_with_their_intervals():
     images = [Measurement(f"image {i}", "image", {"psnr": 20.0 + i}) for i in range(11)]
-    resamples = [Measurement(f"resample {i}", "resample", {"fid": 10 + i / 100}) for i in range(101)]
-    whole = Measurement("all", "set", {"fid": 10.4})
+    whole = Measurement("all", "set", {"fid": 10.4, "kid": 0.1}, {"fid": (10.0, 11.0)})
     task = TaskFacts("made", "0" * 64, "superres", "psnr", True)
-    record = make_record(task=task, head=None, predictions=(*images, whole, *resamples), metrics={})
+    record = make_record(task=task, head=None, predictions=(*images, whole), metrics={})
     found = recomputed(record)
     assert found["psnr"].value == 25
     assert 22 < found["psnr"].low < 25 < found["psnr"].high < 28
-    assert (found["fid"].value, round(found["fid"].low, 4), round(found["fid"].high, 4)) == (10.4, 10.025, 10.975)
+    assert found["fid"] == Interval(10.4, 10.0, 11.0)
+    assert found["kid"] == Interval(0.1)
     assert record.file_name == "made__color-stats__20x+5x.json"
 
 

@@ -83,18 +83,24 @@ def _compose(command: str, words: Sequence[str]) -> DictConfig:
 
 # Keys whose value is a path or a name, taken as it is typed: Hydra's grammar would trip over "My slides (2)".
 _VERBATIM = (
-    "slides", "out", "bag", "source", "weights", "config", "encoder.weights", "data", "first_stage", "init",
+    "slides", "out", "domain", "bag", "source", "weights", "config", "encoder.weights", "data", "first_stage", "init",
     "ssl_weights", "init_unet", "model", "bags", "slide", "cdm", "image", "embeddings",
     "labels", "label", "slide_table", "split", "center_names", "slide_column", "patient_column", "fold_column",
+    "results", "task",
 )  # fmt: skip
-_LISTS = ("magnifications", "encoder.taps", "classes", "scales", "seeds", "runs", "through")
+_LISTS = (
+    "magnifications", "encoder.taps", "classes", "scales", "seeds", "runs", "through", "files", "tasks", "encoders",
+    "heads", "code",
+)  # fmt: skip
 
 
 def _quoted(word: str) -> str:
     name, equals, value = word.partition("=")
     if not equals:
         raise ConfigurationError(f"{word!r} is not key=value", cure="Write for example out=bags")
-    if name in _VERBATIM and value not in ("", "null") and not re.fullmatch(r"[\w./~:@%+-]+", value, re.ASCII):
+    plain = value in ("", "null") or re.fullmatch(r"[\w./~:@%+-]+", value, re.ASCII)
+    mapping = name == "bags" and value.startswith("{")
+    if name in _VERBATIM and not plain and not mapping:
         escaped = value.replace("\\", "\\\\").replace("'", "\\'") if "'" in value or value.endswith("\\") else value
         return f"{name}='{escaped}'"
     if word == "encoder.conditioning=null":

@@ -71,11 +71,16 @@ class ExtractConfig:
     encoder: EncoderConfig = key(
         REQUIRED, "patch encoder, for example encoder=zoomldm-brca; its keys follow as encoder.KEY"
     )
-    magnifications: list[str] = key(["20x", "5x"], "any of 20x 10x 5x 2.5x 1.25x 0.625x 0.3125x 0.15625x")
+    domain: str = key("brca", "kind of images: brca (histology), naip (aerial), or a YAML file: docs/satellite.md")
+    magnifications: list[str] = key(
+        [], "any of 20x 10x 5x ... 0.15625x, or the domain's own; empty: its two usual ones, 20x and 5x of brca"
+    )
     mpp: float | None = key(
         None, "microns per pixel of slides whose metadata give none; a manifest's mpp column wins over both"
     )
-    min_tissue: float = key(0.5, "share of a finest-magnification patch that must be tissue, 0 to 1")
+    min_tissue: float = key(
+        0.5, "share of a finest-magnification patch that must be tissue (or else the domain's foreground), 0 to 1"
+    )
     device: str = key("auto", "where the encoder runs: auto, cpu, cuda, cuda:1")
     batch_size: int = key(
         16, "patches at once on a GPU (a CPU takes them one by one); never changes which patches are kept"
@@ -431,6 +436,57 @@ class CompareConfig:
     out: str | None = key(None, "write the differences to this CSV too")
 
 
+@dataclass
+class LeaderboardConfig:
+    """Makes a static site of result records: tables, forest plots, tests of every pair."""
+
+    results: str = key(REQUIRED, "folder of records at any depth; also accepted without `results=`")
+    out: str = key("site", "folder for index.html and leaderboard.csv")
+    tasks: list[str] = key([], "YAML files of tasks beside those of the package")
+    records: bool = key(
+        False, "copy the records beside the page, so that readers can check them and see who was predicted"
+    )
+
+
+@dataclass
+class SubmitCheckConfig:
+    """Checks result records: layout, hash, task, predictions, and metrics that follow from them."""
+
+    files: list[str] = key(REQUIRED, "the records; also accepted without `files=`")
+    tasks: list[str] = key([], "YAML files of tasks beside those of the package")
+
+
+@dataclass
+class BenchmarkConfig:
+    """Runs a benchmark task: extraction or your bags, cross-validation, intervals, paired tests, a record a result."""
+
+    task: str = key(REQUIRED, "name of a task (an unknown one lists all), or the path of a YAML file that defines one")
+    out: str = key("results", "folder; the task gets one of its own in it, and the same command goes on there")
+    encoders: list[str] = key([], "encoders to compare; empty: those of the task")
+    heads: list[str] = key([], "MIL heads, or the methods of superres; empty: those of the task")
+    magnifications: list[str] = key([], "20x, 5x, or 20x+5x for both fused; empty: those of the task")
+    bags: Any = key(
+        None, "bags that you have: a folder with one folder an encoder in it, or {encoder:folder}; null: extract"
+    )
+    slides: str | None = key(None, "folder of slides or manifest CSV to extract from, for tasks that bring none")
+    data: str | None = key(None, "what else a task needs: folder of its tables, an archive, or images; it says which")
+    model: str | None = key(None, "of generation tasks: zoomldm-brca, zoomldm-tiny, or a path; null: that of the task")
+    cdm: str | None = key(None, "its conditioning model: a folder or checkpoint; null: the model's own")
+    images: int = key(100, "of generation tasks: how many to draw at each magnification, or regions to restore")
+    steps: int = key(50, "of generation tasks: denoising steps, a number that divides 1000")
+    extractor: str = key("efficientnet-lite0", "of generation tasks: network that their distances are over")
+    seeds: list[int] = key([], "one whole cross-validation each; empty: those of the task. Others are another version")
+    folds: int | None = key(None, "of stratified folds; null: as the task says. Others are another version of it")
+    epochs: int | None = key(None, "of training; null: as the task says. Others are another version of it")
+    size: int | None = key(None, "slides of the synthetic cohort; null: as the task says. Others are another version")
+    code: list[str] = key([], "Python files to run first, which register heads of your own")
+    site: bool = key(True, "also make the leaderboard of the records, in out/site")
+    submitter: str = key("", "who made the records: free text in them")
+    device: str = key("auto", "where networks run: auto, cpu, cuda, cuda:1")
+    batch_size: int = key(16, "patches at once on a GPU (a CPU takes them one by one)")
+    workers: int = key(2, "threads that read ahead while an encoder runs")
+
+
 COMMAND_CONFIGS: dict[str, type] = {
     "extract": ExtractConfig,
     "inspect": InspectConfig,
@@ -447,8 +503,11 @@ COMMAND_CONFIGS: dict[str, type] = {
     "superres": SuperresConfig,
     "crossval": CrossvalConfig,
     "compare": CompareConfig,
+    "benchmark": BenchmarkConfig,
     "predict": PredictConfig,
     "explain": ExplainConfig,
+    "leaderboard": LeaderboardConfig,
+    "submit-check": SubmitCheckConfig,
 }
 """The class of each command's keys; the YAML of the same name holds what Hydra composes."""
 
@@ -462,8 +521,17 @@ ENCODER_CONFIGS: dict[str, type] = {
 
 ENCODERS = {
     "color-stats": "plain",
+    "ctranspath": "weights",
+    "dinov2-vitl14-reg": "weights",
     "efficientnet-lite0": "plain",
+    "h-optimus-0": "weights",
+    "phikon": "weights",
+    "phikon-v2": "weights",
+    "resnet-random": "plain",
+    "resnet50": "weights",
     "uni": "weights",
+    "uni2-h": "weights",
+    "virchow2": "weights",
     "zoomldm-brca": "zoomldm",
     "zoomldm-naip": "zoomldm",
     "zoomldm-tiny": "tiny",
