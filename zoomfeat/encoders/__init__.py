@@ -1,6 +1,7 @@
 """Patch encoders behind one registry; nothing else in the system knows which one runs."""
 
 from zoomfeat.encoders.base import PatchEncoder
-from zoomfeat.encoders.registry import encoder_names, encoder_summary, load_encoder, register
+from zoomfeat.encoders.info import EncoderInfo
+from zoomfeat.encoders.registry import encoder_info, encoder_names, load_encoder, register
 
-__all__ = ["PatchEncoder", "encoder_names", "encoder_summary", "load_encoder", "register"]
+__all__ = ["EncoderInfo", "PatchEncoder", "encoder_info", "encoder_names", "load_encoder", "register"]

@@ -29,7 +29,7 @@ class ColorStats(PatchEncoder):
         return torch.cat([pixels.mean(2), pixels.std(2, correction=0)], dim=1)
 
 
-@register
+@register(dim=6, feature="pixels", licence="MIT", parameters=0)
 def color_stats(options: EncoderConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
     """Mean and deviation of each colour channel (6 numbers): the floor for comparisons."""
     return ColorStats(magnification, device)

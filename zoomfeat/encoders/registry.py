@@ -1,7 +1,8 @@
 """The registry of patch encoders: a decorator and a dictionary.
 
 A builder is a function ``(options, magnification, device) -> PatchEncoder``; its name, with hyphens, is the
-encoder's name, and the fields of its options class (see :mod:`zoomfeat.conf.schema`) are what users may set.
+encoder's name, the first line of its docstring the summary, and the fields of its options class (see
+:mod:`zoomfeat.conf.schema`) are what users may set. The facts of an encoder stand in the decorator.
 """
 
 from __future__ import annotations
@@ -14,24 +15,45 @@ from typing import Any, get_type_hints
 
 from zoomfeat.conf.schema import explanations
 from zoomfeat.encoders.base import PatchEncoder
+from zoomfeat.encoders.info import EncoderInfo
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import Magnification
 
 Builder = Callable[..., PatchEncoder]
 
 _BUILDERS: dict[str, Builder] = {}
+_INFOS: dict[str, EncoderInfo] = {}
 
 # Modules that register encoders; imported on first use, since they import torch and more.
-_FAMILIES = ("color", "pretrained", "zoomldm")
+_FAMILIES = ("color", "foundation", "pretrained", "zoomldm")
 
 
-def register(builder: Builder) -> Builder:
-    """Enters a builder under its own name, underscores as hyphens."""
-    name = builder.__name__.replace("_", "-")
-    if name in _BUILDERS:
-        raise ValueError(f"two encoders are called {name}")
-    _BUILDERS[name] = builder
-    return builder
+def register(**facts: Any) -> Callable[[Builder], Builder]:
+    """Enters a builder under its own name, underscores as hyphens.
+
+    Args:
+        facts: the fields of :class:`EncoderInfo` besides name and summary, which the builder itself brings.
+    """
+
+    def enter(builder: Builder) -> Builder:
+        name = registered_name(builder)
+        if name in _BUILDERS:
+            raise ValueError(f"two encoders are called {name}")
+        _INFOS[name] = EncoderInfo(name, first_line(builder), **facts)
+        _BUILDERS[name] = builder
+        return builder
+
+    return enter
+
+
+def registered_name(function: Callable[..., Any]) -> str:
+    """What the registry calls a function: its own name with hyphens."""
+    return function.__name__.replace("_", "-")
+
+
+def first_line(function: Callable[..., Any]) -> str:
+    """The first line of a function's docstring."""
+    return (inspect.getdoc(function) or "").splitlines()[0]
 
 
 def _builders() -> dict[str, Builder]:
@@ -45,19 +67,33 @@ def encoder_names() -> list[str]:
     return sorted(_builders())
 
 
-def encoder_summary(name: str) -> str:
-    """The first line of what an encoder says of itself."""
-    return (inspect.getdoc(_builders()[name]) or "").splitlines()[0]
+def encoder_info(name: str) -> EncoderInfo:
+    """What is known of an encoder without building it.
+
+    Raises:
+        ConfigurationError: an unknown encoder (the nearest known one is named).
+    """
+    _builder(name)
+    return _INFOS[name]
+
+
+def _builder(name: str) -> Builder:
+    builders = _builders()
+    if name not in builders:
+        near = difflib.get_close_matches(str(name), builders, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ConfigurationError(f"no encoder {name!r}", cure=f"{hint}Known are {', '.join(sorted(builders))}")
+    return builders[name]
 
 
 def load_encoder(
-    name: str, magnification: str | Magnification = "20x", device: str = "auto", **options: Any
+    name: str, magnification: str | Magnification | None = None, device: str = "auto", **options: Any
 ) -> PatchEncoder:
     """Builds an encoder by name.
 
     Args:
         name: see :func:`encoder_names`.
-        magnification: what its patches are seen at, for example ``"5x"``.
+        magnification: what its patches are seen at, for example ``"5x"``; None: the finest that it knows.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` and so on.
         options: the encoder's own, for example ``taps=["mid"]`` or ``weights="folder"``.
 
@@ -65,12 +101,8 @@ def load_encoder(
         ConfigurationError: an unknown encoder or option (the nearest known one is named).
         CheckpointMismatchError: weights that do not fit.
     """
-    builders = _builders()
-    if name not in builders:
-        near = difflib.get_close_matches(str(name), builders, n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise ConfigurationError(f"no encoder {name!r}", cure=f"{hint}Known are {', '.join(sorted(builders))}")
-    options_type = get_type_hints(builders[name])["options"]
+    builder = _builder(name)
+    options_type = get_type_hints(builder)["options"]
     known = explanations(options_type).keys() - {"name"}
     for option in options:
         if option not in known:
@@ -79,4 +111,4 @@ def load_encoder(
             raise ConfigurationError(
                 f"encoder {name} has no option {option!r}", cure=f"{hint}It has {', '.join(sorted(known)) or 'none'}"
             )
-    return builders[name](options_type(name=name, **options), magnification, device)
+    return builder(options_type(name=name, **options), magnification, device)

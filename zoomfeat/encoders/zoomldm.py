@@ -175,19 +175,49 @@ def _released(folder: str, options: ZoomLDMConfig) -> ZoomLDM:
     return ZoomLDM.from_checkpoint(fetch(HUB, f"{folder}/weights.ckpt"), fetch(HUB, f"{folder}/config.yaml"))
 
 
-@register
+@register(
+    dim=960,
+    input_size=256,
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    feature="taps",
+    magnification="20x-0.15625x",
+    hub=HUB,
+    revision="main",
+    file="brca/weights.ckpt",
+    parameters=494_899_361,  # first stage, denoiser, Summarizer
+)
 def zoomldm_brca(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
     """ZoomLDM trained on TCGA-BRCA, eight magnifications (960 features at the default tap); 3.6 GB from the hub."""
     return ZoomLDMEncoder(_released("brca", options), options, magnification, device)
 
 
-@register
+@register(
+    dim=960,
+    input_size=256,
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    feature="taps",
+    magnification="1x-4x",
+    hub=HUB,
+    revision="main",
+    file="naip/weights.ckpt",
+)
 def zoomldm_naip(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
     """ZoomLDM trained on NAIP aerial imagery, four magnifications; describes satellite images, not slides."""
     return ZoomLDMEncoder(_released("naip", options), options, magnification, device, ladder=NAIP)
 
 
-@register
+@register(
+    dim=96,
+    input_size=256,
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    feature="taps",
+    magnification="20x-0.15625x",
+    licence="MIT",
+    parameters=8_902_051,
+)
 def zoomldm_tiny(options: ZoomLDMTinyConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
     """A small ZoomLDM that ships with zoomfeat, trained on few real pictures: to try the toolkit, not for science."""
     bundle = ZoomLDM.load(options.weights or TINY)

@@ -136,14 +136,19 @@ def check_complete(module: nn.Module, folder: Path) -> None:
         )
 
 
-def fetch(repository: str, filename: str) -> Path:
+def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
     """A file of a hub repository: from the local cache, else downloaded; ``HF_HUB_OFFLINE=1`` forbids the latter.
+
+    Args:
+        repository: for example ``MahmoodLab/UNI``.
+        filename: within it.
+        revision: a commit or branch; None for the newest.
 
     Raises:
         CheckpointMismatchError: not cached and not to be had: no network, offline, gated, or no such file.
     """
     try:
-        return Path(hf_hub_download(repository, filename))
+        return Path(hf_hub_download(repository, filename, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointMismatchError(
             f"hub file {repository}/{filename} could not be had ({type(error).__name__})",

@@ -12,14 +12,14 @@ from PIL import Image
 
 from zoomfeat import load_encoder
 from zoomfeat.conf import schema
-from zoomfeat.encoders import encoder_names, encoder_summary
+from zoomfeat.encoders import EncoderInfo, encoder_info, encoder_names
 from zoomfeat.encoders.pretrained import TimmEncoder
 from zoomfeat.encoders.zoomldm import TINY, untrained_tiny
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError, MagnificationError
 from zoomfeat.models.denoiser import activations
 from zoomfeat.models.zoomldm import ZoomLDM
 
-RUNNABLE = {"color-stats": 6, "efficientnet-lite0": 1280, "zoomldm-tiny": 96}
+RUNNABLE = {"color-stats": 6, "efficientnet-lite0": 1280, "resnet-random": 512, "zoomldm-tiny": 96}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,24 @@ def test_color_stats_are_means_and_deviations(images):
 
 def test_registry_and_configuration_name_the_same_encoders():
     assert encoder_names() == sorted(schema.ENCODERS)
-    assert all(encoder_summary(name) for name in encoder_names())
+    assert all(encoder_info(name).name == name for name in encoder_names())
+    assert all(len(encoder_info(name).summary) > 10 for name in encoder_names())
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_facts_are_those_of_the_encoder(name, images):
+    info, encoder = encoder_info(name), load_encoder(name, device="cpu")
+    assert info.dim == encoder.dim == RUNNABLE[name]
+    if info.input_size:
+        assert encoder.transform(images[:1]).shape == (1, 3, info.input_size, info.input_size)
+        grey = np.full((1, 256, 256, 3), 100, np.uint8)
+        expected = (100 / 255 - np.array(info.mean)) / info.std
+        np.testing.assert_allclose(encoder.transform(grey)[0, :, 7, 7], expected, atol=1e-6)
+
+
+def test_unknown_facts():
+    with pytest.raises(ConfigurationError, match="Did you mean 'phikon-v2'"):
+        encoder_info("phikon-v3")
 
 
 def test_unknown_names():
@@ -161,7 +178,7 @@ def test_released_layout_runs_as_an_encoder(shared, images):
     assert encoder(images[:1]).shape == (1, 32)
 
 
-@pytest.mark.parametrize("name", ["zoomldm-brca", "zoomldm-naip", "uni"])
+@pytest.mark.parametrize("name", ["zoomldm-brca", "zoomldm-naip"])
 def test_without_network_a_hub_name_explains_itself(name, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -172,7 +189,8 @@ def test_without_network_a_hub_name_explains_itself(name, monkeypatch, tmp_path)
 
 def test_timm_encoders_resize_and_normalise(images):
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
-    encoder = TimmEncoder("mean", network, 3, 224, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "20x", "cpu")
+    info = EncoderInfo("mean", "means", 3, 224, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), "bilinear")
+    encoder = TimmEncoder(info, network, "20x", "cpu")
     inputs = encoder.transform(images)
     assert inputs.shape == (5, 3, 224, 224)
     expected = (images.reshape(5, -1, 3).mean(1) / 255 - (0.5, 0.4, 0.3)) / 0.2
