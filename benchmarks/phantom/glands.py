@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 """Directions in which the outline of a unit is known."""
 
-_SEPARATE_SPACING_UM = 92.0
-_FUSED_SPACING_UM = 76.0
-_NEST_SPACING_UM = 265.0
-_SEPTUM_UM = 15.0
-_NEST_SEPTUM_UM = 52.0
-_OVERLAP_UM = 6.0  # fused units are drawn that much larger, so that no gap is left between them
+_SEPARATE_SPACING_UM = 86.0
+_FUSED_SPACING_UM = 78.0
+_NEST_SPACING_UM = 270.0
+_SEPTUM_UM = 10.0
+_NEST_SEPTUM_UM = 67.0
+_OVERLAP_UM = 5.0  # fused units are drawn that much larger, so that no gap is left between them
 
 
 @dataclass(frozen=True, eq=False)

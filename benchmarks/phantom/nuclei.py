@@ -47,12 +47,12 @@ class NucleusKind:
 
 
 SMALL = NucleusKind(3.7, 0.08, 1.35, 1.42, 0.45, 0.10, 0.10, 0, 0.03)
-LARGE = NucleusKind(5.2, 0.13, 1.3, 1.10, 0.85, 0.30, 0.55, 2, 0.06)
+LARGE = NucleusKind(5.2, 0.13, 1.3, 1.22, 0.85, 0.30, 0.55, 2, 0.06)
 FIBROBLAST = NucleusKind(3.3, 0.12, 4.2, 1.40, 0.5, 0.12, 0.05, 0, 0.03)
 LYMPHOCYTE = NucleusKind(2.9, 0.07, 1.08, 1.85, 0.7, 0.16, 0.05, 0, 0.03)
 
 # Distance between neighbours in a row of epithelium, chosen so that large and small nuclei cover a like share.
-_ROW_SPACING_UM = {False: 8.6, True: 13.2}
+_ROW_SPACING_UM = {False: 8.6, True: 12.2}
 _SECOND_ROW_SHARE = 0.5
 
 
@@ -144,7 +144,7 @@ def _sprites(rng: np.random.Generator, kind: NucleusKind, scale: float, mpp: flo
     angle = np.arctan2(v, u)
     phase = rng.uniform(0, 2 * np.pi, (3, count, 1, 1))
     size = rng.normal(0, kind.ragged, (3, count, 1, 1))
-    outline = 1 + sum(size[i] * np.cos((i + 2) * angle + phase[i]) for i in range(3))
+    outline = 1 + sum(size[i] / (i + 1) * np.cos((i + 2) * angle + phase[i]) for i in range(3))
     depth = 1 - np.hypot(u, v) / outline  # 0 at the membrane, 1 in the middle
     mask = 1 / (1 + np.exp(-depth * radius / stretch / 0.28))
     shade = kind.density * np.exp(rng.normal(0, 0.10, (count, 1, 1)))

@@ -74,7 +74,8 @@ def _ground(rng: np.random.Generator, layout: Layout) -> tuple[Field, Field]:
     slow = 1 + 0.12 * smooth_noise(rng, shape, 200)  # stains are never even
     cytoplasm = layout.epithelium * (1 + 0.10 * smooth_noise(rng, shape, 12))
     eosin = stroma * (0.62 * layout.fibres + 0.10) + 0.40 * cytoplasm + 0.17 * layout.secretion
-    eosin += 0.16 * layout.wall * stroma
+    brush = np.clip(cv2.GaussianBlur(layout.lumen, (0, 0), 1.8) - layout.lumen, 0, 1)  # the cells' free edge
+    eosin += 0.16 * layout.wall * stroma + 0.5 * brush * layout.epithelium
     haematoxylin = 0.05 * stroma + 0.23 * cytoplasm + 0.03 * layout.secretion
     return (haematoxylin * slow).astype(np.float32), (eosin * slow).astype(np.float32)
 

@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 
 from benchmarks.phantom.fields import Field
 
-# Absorbance of red, green and blue by haematoxylin and eosin. A: Ruifrok and Johnston, "Quantification of
-# histochemical staining by color deconvolution" (2001); B: the reference of the usual implementations of Macenko et
-# al., "A method for normalizing histology slides" (2009); C: between the two, paler in haematoxylin.
+# Absorbance of red, green and blue by haematoxylin and eosin. A: "H&E 2" of Landini's Colour Deconvolution for ImageJ;
+# B: the reference of the usual implementations of Macenko et al., "A method for normalizing histology slides" (2009);
+# C: halfway from B to Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution" (2001).
+_MACENKO = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]], np.float32)
+_RUIFROK = np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]], np.float32)
 STAINS: dict[str, NDArray[np.float32]] = {
-    "A": np.array([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105]], np.float32),
-    "B": np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]], np.float32),
-    "C": np.array([[0.58, 0.68, 0.31], [0.13, 0.93, 0.26]], np.float32),
+    "A": np.array([[0.490, 0.769, 0.410], [0.046, 0.842, 0.537]], np.float32),
+    "B": _MACENKO,
+    "C": np.mean([_MACENKO, _RUIFROK], axis=0, dtype=np.float32),
 }
 GLASS = np.array([243.0, 242.0, 244.0], np.float32)
 

@@ -14,8 +14,9 @@ from benchmarks.phantom.nuclei import FIBROBLAST, LYMPHOCYTE, Nuclei
 from benchmarks.phantom.plan import GROUPS, SlidePlan
 
 _LESION_RADIUS_UM = (285.0, 345.0)
-_STROMAL_NUCLEI_MM2 = 1500.0
+_STROMAL_NUCLEI_MM2 = 2000.0
 _LYMPHOCYTES_MM2 = 350.0
+_FAT_CORNER_UM = 12  # how round the corners of fat cells are
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +90,8 @@ def _tissue(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
     u, v = (x - width / 2) / (0.425 * width), (y - 0.54 * height) / (0.395 * height)
     distance = (np.abs(u) ** 2.8 + np.abs(v) ** 2.8) ** (1 / 2.8)
     edge = smooth_noise(rng, shape, 260) + 0.4 * smooth_noise(rng, shape, 70) + 0.15 * smooth_noise(rng, shape, 16)
-    field = 1 - distance + 0.045 * edge
-    return np.clip(0.5 + field * 0.395 * height / 3, 0, 1).astype(np.float32)  # 3 um soft
+    field: Field = (1 - distance + 0.045 * edge).astype(np.float32)
+    return np.clip(0.5 + field * 0.395 * height / 3, 0, 1)  # 3 um soft
 
 
 def _lesions(rng: np.random.Generator, plan: SlidePlan) -> list[Lesion]:
@@ -120,7 +121,11 @@ def _filled(
     for i, polygon in enumerate(polygons):
         points = np.round((polygon - 0.5) * 16).astype(np.int32)
         cv2.fillPoly(canvas, [points], 255 if values is None else float(values[i]), cv2.LINE_AA, shift=4)
-    return canvas.astype(np.float32) / 255
+    return _share(canvas)
+
+
+def _share(canvas: NDArray[np.uint8]) -> Field:
+    return np.divide(canvas, 255, dtype=np.float32)
 
 
 def _scattered(rng: np.random.Generator, room: NDArray[np.bool_], spacing: float) -> NDArray[np.float64]:
@@ -137,9 +142,9 @@ def _scattered(rng: np.random.Generator, room: NDArray[np.bool_], spacing: float
 def _fat(rng: np.random.Generator, tissue: Field, taken: Field) -> Field:
     """Fat cells: the cells of a Voronoi diagram with round corners, in a few places away from lesions."""
     height, width = shape = tissue.shape
-    region = smooth_noise(rng, shape, 300) + 0.3 * smooth_noise(rng, shape, 60)
+    region = smooth_noise(rng, shape, 420) + 0.25 * smooth_noise(rng, shape, 90)
     clear = cv2.distanceTransform((taken < 0.5).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5) > 40
-    region = (region > 0.75) & clear & (tissue > 0.5)
+    region = (region > 0.85) & clear & (tissue > 0.5)
     spacing = 68.0
     rows, columns = np.mgrid[0 : height / spacing + 1, 0 : width / spacing + 1]
     seeds = np.stack([columns + 0.5 * (rows % 2), rows], axis=-1).reshape(-1, 2) * spacing
@@ -151,10 +156,11 @@ def _fat(rng: np.random.Generator, tissue: Field, taken: Field) -> Field:
     cells = np.zeros(shape, np.uint8)
     for facet in (np.asarray(facet) for facet, inside in zip(facets, held, strict=True) if inside):
         middle = facet.mean(0)
-        points = middle + (facet - middle) * (1 - 2.4 / np.linalg.norm(facet - middle, axis=1, keepdims=True))
-        cv2.fillPoly(cells, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-    smooth = cv2.GaussianBlur(cells.astype(np.float32) / 255, (0, 0), 2.0)
-    return np.clip((smooth - 0.62) * 5 + 0.5, 0, 1)
+        inset = (_FAT_CORNER_UM + 2.0) / (0.85 * np.linalg.norm(facet - middle, axis=1).mean())
+        points = [np.round((middle + (facet - middle) * max(0.2, 1 - inset)) * 16).astype(np.int32)]
+        cv2.fillPoly(cells, points, 255, cv2.LINE_AA, shift=4)
+        cv2.polylines(cells, points, True, 255, 2 * _FAT_CORNER_UM, cv2.LINE_AA, shift=4)  # its pen is round
+    return _share(cells)
 
 
 def _fibres(rng: np.random.Generator, solid: Field) -> tuple[Field, Field]:
