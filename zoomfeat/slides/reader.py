@@ -1,6 +1,7 @@
 """Open a slide and read boxes of it at any size.
 
-Pixels come from OpenSlide, or from Pillow where the file is a plain image; those of images on the map come from GDAL
+Pixels come from OpenSlide, or straight from the JPEG tiles of a TIFF or SVS where that gives the same ones
+(`zoomfeat.slides.tiles`), or from Pillow where the file is a plain image; those of images on the map come from GDAL
 (`zoomfeat.slides.geotiff`). Coordinates are level-0 pixels of the file throughout; OpenSlide's ``bounds`` properties
 are not used, so positions mean the same in any viewer.
 """
@@ -24,6 +25,10 @@ from zoomfeat.errors import ConfigurationError, MagnificationError, SlideUnreada
 from zoomfeat.georeference import Georeference
 from zoomfeat.slides.geotiff import GeoTiff
 from zoomfeat.slides.resample import area_resize, resize
+from zoomfeat.slides.tiles import SHRINKS, JpegTiles
+
+DECODERS = ("exact", "dct", "openslide")
+"""How JPEG tiles are decoded: in the fastest way that is exact, shrunk within the JPEG, or by OpenSlide alone."""
 
 FINEST_PLAUSIBLE_MPP = 0.02
 """No scanner resolves less; a smaller value is a unit mixed up (mm, or pixels per micron)."""
@@ -50,10 +55,12 @@ class Slide:
         mpp: um/px at level 0 along x and y.
         mpp_source: where ``mpp`` is from: ``"manifest"``, ``"metadata"`` or ``"configuration"``.
         metadata_mpp: what the file itself says, or None.
-        reader: library and version that decode it, for example ``"openslide 4.0.1"``.
+        reader: library and version that decode it, for example ``"openslide 4.0.1"``, and how if not exactly.
         vendor: the format, for example ``"aperio"``, or ``"png"`` for a plain image.
         source: the OpenSlide object behind it.
         georeference: where it lies on the map, of images that do.
+        tiles: its JPEG tiles, where they are read without OpenSlide.
+        shrinks: how many times smaller tiles may be decoded, largest first.
     """
 
     path: Path
@@ -64,6 +71,8 @@ class Slide:
     vendor: str
     source: openslide.AbstractSlide = field(repr=False)
     georeference: Georeference | None = None
+    tiles: JpegTiles | None = field(default=None, repr=False)
+    shrinks: tuple[int, ...] = ()
 
     @classmethod
     def open(
@@ -72,6 +81,7 @@ class Slide:
         mpp: tuple[float, float] | float | None = None,
         default_mpp: float | None = None,
         reader: str = "openslide",
+        decode: str = "exact",
     ) -> Self:
         """Open a slide, or any file of a DICOM series, and settle how large its pixels are.
 
@@ -80,15 +90,20 @@ class Slide:
             mpp: um/px of this very slide, one number or (x, y); wins over what the file says.
             default_mpp: um/px for slides whose file does not say.
             reader: what opens it, of `READERS`; a domain says which (`zoomfeat.domains`).
+            decode: ``"exact"``; ``"dct"`` to decode JPEG tiles at a half or a quarter of their size where no more
+                pixels are needed, which is faster and changes them a little; ``"openslide"`` to read through
+                OpenSlide alone, which gives the same pixels as ``"exact"``, more slowly.
 
         Raises:
-            ConfigurationError: no such reader, or one whose package is not installed.
+            ConfigurationError: no such reader, or one whose package is not installed; another word for ``decode``.
             SlideUnreadableError: the file is missing, damaged, or of a kind that the reader does not know.
             MagnificationError: nobody says how large the pixels are, or the number is implausible.
         """
         path = Path(path)
         if reader not in READERS:
             raise ConfigurationError(f"no reader {reader!r}", cure=f"Use one of {', '.join(READERS)}")
+        if decode not in DECODERS:
+            raise ConfigurationError(f"decode={decode!r}", cure=f"Use one of {', '.join(DECODERS)}")
         if not path.is_file():
             raise SlideUnreadableError("no such file", cure="Check the path", path=path)
         source, library, vendor = READERS[reader](path)
@@ -100,7 +115,13 @@ class Slide:
             source.close()
             raise
         where = getattr(source, "georeference", None)
-        return cls(path, resolved, mpp_source, metadata_mpp, library, vendor, source, where)
+        tiles = None
+        if decode != "openslide" and isinstance(source, openslide.OpenSlide):
+            tiles = JpegTiles.open(path, source)
+        shrinks = SHRINKS if tiles is not None and decode == "dct" else ()
+        if tiles is not None:
+            library = f"{tiles.reader}{' at 1/2 and 1/4 size' if shrinks else ''}, checked against {library}"
+        return cls(path, resolved, mpp_source, metadata_mpp, library, vendor, source, where, tiles, shrinks)
 
     @property
     def width(self) -> int:

@@ -241,7 +241,7 @@ def test_a_damaged_tile_is_an_error_that_names_the_region(write_slide: Callable)
     damaged[start : start + 400] = bytes(400)
     path.write_bytes(damaged)
     with (
-        Slide.open(path) as slide,
+        Slide.open(path, decode="openslide") as slide,
         pytest.raises(SlideUnreadableError, match=r"slide\.tif: the region x=0, y=0, 1024x1024 px of level 0"),
     ):
         slide.read(0, 0, 1024, 1024, [(256, 256)])

@@ -1,0 +1,334 @@
+"""The JPEG tiles of a TIFF or SVS, straight from the file: what OpenSlide decodes, several times faster.
+
+tifffile says where each tile lies, a read by position brings its bytes, and libjpeg-turbo, the library that OpenSlide
+uses as well, decodes them with the same settings: so the pixels are the same, and that is checked on some tiles of
+every slide. Whatever is out of the ordinary is left to OpenSlide.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import struct
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openslide
+import simplejpeg
+import tifffile
+
+from zoomfeat.errors import SlideUnreadableError
+
+SHRINKS = (4, 2)
+"""How many times smaller a JPEG can be decoded; libjpeg does it with a smaller inverse DCT."""
+
+_VENDORS = ("aperio", "generic-tiff")  # formats whose tiles lie side by side, in one plane
+_CHECKED_TILES = 4  # of level 0; one of each other level
+_CACHED_BYTES = 64 * 2**20
+_COPY_CURE = "Copy the file again from its source and compare checksums"
+_SAMPLES = 3
+_START_OF_IMAGE = b"\xff\xd8"
+# The segment by which Adobe tells libjpeg the colour space; its last byte is 0 for RGB, 1 for YCbCr.
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+_TRANSFORMS = {tifffile.PHOTOMETRIC.RGB: b"\x00", tifffile.PHOTOMETRIC.YCBCR: b"\x01"}
+
+_log = logging.getLogger(__name__)
+
+
+class _UnusualError(Exception):
+    """Why a file is left to OpenSlide."""
+
+
+@dataclass(frozen=True, eq=False)
+class TiledLevel:
+    """One level of the pyramid.
+
+    Attributes:
+        width: pixels along x.
+        height: pixels along y.
+        tile: width and height of a tile in pixels.
+        across: tiles along x.
+        offsets: where each tile begins in the file, row by row.
+        lengths: bytes of each tile; 0 for one that the scanner left out.
+        head: what stands before the bytes of each tile to make them a JPEG: its colour space and tables.
+    """
+
+    width: int
+    height: int
+    tile: tuple[int, int]
+    across: int
+    offsets: np.ndarray
+    lengths: np.ndarray
+    head: bytes
+
+
+class JpegTiles:
+    """The tiles of an open slide. Several threads may read at the same time.
+
+    Attributes:
+        path: the file.
+        levels: by number of the level; those that are missing are OpenSlide's to read.
+    """
+
+    def __init__(self, path: Path, levels: dict[int, TiledLevel]) -> None:
+        self.path = path
+        self.levels = levels
+        self._file = path.open("rb", buffering=0)
+        self._cut_tiles = _CutTiles()
+        self._scratch = threading.local()
+
+    @classmethod
+    def open(cls, path: Path, slide: openslide.OpenSlide) -> JpegTiles | None:
+        """The tiles of a slide, after some of them were compared with what OpenSlide makes of them.
+
+        Args:
+            path: the file.
+            slide: the same, open.
+
+        Returns:
+            None where the file is not made of ordinary JPEG tiles, or a single pixel differs.
+        """
+        try:
+            tiles = cls(path, _levels(path, slide))
+        except (_UnusualError, OSError, ValueError, LookupError, struct.error) as reason:  # of tifffile
+            _log.debug("%s is left to OpenSlide: %s", path, reason)
+            return None
+        try:
+            tiles._check(slide)
+        except (_UnusualError, openslide.OpenSlideError) as reason:
+            _log.debug("%s is left to OpenSlide: %s", path, reason)
+            tiles.close()
+            return None
+        return tiles
+
+    @property
+    def reader(self) -> str:
+        """Library and version."""
+        return f"simplejpeg {simplejpeg.__version__}"
+
+    def read(self, level: int, corner: tuple[int, int], size: tuple[int, int], shrink: int = 1) -> np.ndarray:
+        """A box of one level; white where it lies beyond the level or where a tile is missing.
+
+        Args:
+            level: one of ``levels``.
+            corner: left and top in pixels, of the level shrunk so many times; may be outside.
+            size: width and height in the same pixels.
+            shrink: 1, or one of ``SHRINKS`` to decode every tile that many times smaller.
+
+        Returns:
+            uint8 RGB (height, width, 3), good until the same thread reads from this slide again.
+
+        Raises:
+            SlideUnreadableError: a tile does not decode, or lies beyond the end of the file.
+        """
+        layout = self.levels[level]
+        (left, top), (width, height) = corner, size
+        right = min(left + width, layout.width // shrink)
+        bottom = min(top + height, layout.height // shrink)
+        canvas = self._memory("canvas", (height, width, _SAMPLES))
+        if left < 0 or top < 0 or right < left + width or bottom < top + height:
+            canvas[:] = 255
+        tile_width, tile_height = (side // shrink for side in layout.tile)
+        for row in range(max(top, 0) // tile_height, -(-bottom // tile_height)):
+            y = row * tile_height
+            upper, lower = max(top, y), min(bottom, y + tile_height)
+            for column in range(max(left, 0) // tile_width, -(-right // tile_width)):
+                x = column * tile_width
+                # Regions come row by row: what ends here is not asked for again, what sticks out is.
+                returns = x + tile_width > left + width or y + tile_height > top + height
+                tile = self._tile(level, column, row, shrink, keep=returns)
+                start, end = max(left, x), min(right, x + tile_width)
+                canvas[upper - top : lower - top, start - left : end - left] = (
+                    255 if tile is None else tile[upper - y : lower - y, start - x : end - x]
+                )
+        return canvas
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _memory(self, name: str, shape: tuple[int, int, int]) -> np.ndarray:
+        """Bytes that this thread uses again and again: fresh ones cost more, page by page, than filling them."""
+        size = math.prod(shape)
+        memory: np.ndarray | None = getattr(self._scratch, name, None)
+        if memory is None or memory.size < size:
+            memory = np.empty(size, np.uint8)
+            setattr(self._scratch, name, memory)
+        return memory[:size].reshape(shape)
+
+    def _tile(self, level: int, column: int, row: int, shrink: int, *, keep: bool) -> np.ndarray | None:
+        """The pixels of a tile, uint8 RGB, good until this thread asks for another; None for a missing one."""
+        layout = self.levels[level]
+        index = row * layout.across + column
+        length = int(layout.lengths[index])
+        if length == 0:
+            return None
+        key = (level, shrink, index)
+        pixels = self._cut_tiles.take(key)
+        if pixels is None:
+            data = os.pread(self._file.fileno(), length, int(layout.offsets[index]))
+            if len(data) < length:
+                raise self._unreadable(level, column, row, f"the file ends {length - len(data)} bytes before it does")
+            if not data.startswith(_START_OF_IMAGE):
+                raise self._unreadable(level, column, row, f"it starts with {data[:2].hex(' ')}, a JPEG with ff d8")
+            width, height = (side // shrink for side in layout.tile)
+            shape = (height, width, _SAMPLES)
+            jpeg = layout.head + _after_applications(data)
+            try:
+                pixels = simplejpeg.decode_jpeg(
+                    jpeg,
+                    min_width=width if shrink > 1 else 0,
+                    min_height=height if shrink > 1 else 0,
+                    buffer=np.empty(shape, np.uint8) if keep else self._memory("tile", shape),
+                )
+            except ValueError as error:
+                raise self._unreadable(level, column, row, str(error)) from error
+            if pixels.shape != shape:
+                found = f"its JPEG is {pixels.shape[1]}x{pixels.shape[0]} px, expected {width}x{height}"
+                raise self._unreadable(level, column, row, found)
+        if keep:
+            self._cut_tiles.put(key, pixels)
+        return pixels
+
+    def _unreadable(self, level: int, column: int, row: int, problem: str) -> SlideUnreadableError:
+        layout = self.levels[level]
+        x, y = column * layout.tile[0], row * layout.tile[1]
+        return SlideUnreadableError(
+            f"the tile in column {column}, row {row} of level {level} (from x={x}, y={y} of that level) "
+            f"does not decode ({problem})",
+            cure=_COPY_CURE,
+            path=self.path,
+        )
+
+    def _check(self, slide: openslide.OpenSlide) -> None:
+        """Compares random tiles with OpenSlide's; those of many bytes, which hold tissue rather than glass.
+
+        A tile that does not decode is no reason to leave the file to OpenSlide, which notices fewer kinds of damage,
+        unless it is so with every one: then it is the way this file was written.
+
+        Raises:
+            _UnusualError: a pixel differs, or no tile decodes.
+            openslide.OpenSlideError: OpenSlide does not decode one that decodes here.
+        """
+        random = np.random.default_rng(0)
+        equal, damaged = 0, 0
+        for level, layout in self.levels.items():
+            full = np.flatnonzero(layout.lengths >= max(1, np.median(layout.lengths)))
+            for index in random.permutation(full)[: 1 if level else _CHECKED_TILES]:
+                row, column = divmod(int(index), layout.across)
+                x, y = column * layout.tile[0], row * layout.tile[1]
+                size = (min(layout.tile[0], layout.width - x), min(layout.tile[1], layout.height - y))
+                try:
+                    found = self.read(level, (x, y), size)
+                except SlideUnreadableError:
+                    damaged += 1
+                    continue
+                scale = round(slide.level_downsamples[level])
+                expected = np.asarray(slide.read_region((x * scale, y * scale), level, size))
+                if (expected[..., 3] != 255).any() or not np.array_equal(found, expected[..., :3]):
+                    raise _UnusualError(f"the tile in column {column}, row {row} of level {level} differs")
+                equal += 1
+        if damaged and not equal:
+            raise _UnusualError(f"none of {damaged} tiles decodes")
+
+
+class _CutTiles:
+    """Tiles that lie only partly in the box they were decoded for, until a neighbouring box takes them."""
+
+    def __init__(self) -> None:
+        self._tiles: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def take(self, key: tuple[int, int, int]) -> np.ndarray | None:
+        with self._lock:
+            pixels = self._tiles.pop(key, None)
+            if pixels is not None:
+                self._bytes -= pixels.nbytes
+            return pixels
+
+    def put(self, key: tuple[int, int, int], pixels: np.ndarray) -> None:
+        with self._lock:
+            if key not in self._tiles:
+                self._tiles[key] = pixels
+                self._bytes += pixels.nbytes
+            while self._bytes > _CACHED_BYTES:
+                self._bytes -= self._tiles.popitem(last=False)[1].nbytes
+
+
+def _levels(path: Path, slide: openslide.OpenSlide) -> dict[int, TiledLevel]:
+    """The levels that can be read tile by tile.
+
+    Raises:
+        _UnusualError: level 0 is not among them.
+        OSError, ValueError, LookupError, struct.error: tifffile does not make sense of the file.
+    """
+    vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
+    if vendor not in _VENDORS:
+        raise _UnusualError(f"its format is {vendor}")
+    if not hasattr(os, "pread"):
+        raise _UnusualError("this system does not read by position")
+    levels = {}
+    with tifffile.TiffFile(path) as tiff:
+        pages = {(page.imagewidth, page.imagelength): page for page in reversed(list(tiff.pages)) if page.is_tiled}
+        for level, dimensions in enumerate(slide.level_dimensions):
+            # Between the pixels of other levels OpenSlide interpolates, since it counts in those of level 0.
+            if not slide.level_downsamples[level].is_integer():
+                continue
+            try:
+                layout = _layout(pages[dimensions])
+            except _UnusualError:
+                if level == 0:
+                    raise
+                continue
+            # Where a coarser level lacks a tile, OpenSlide shrinks the pixels of a finer one.
+            if level == 0 or layout.lengths.all():
+                levels[level] = layout
+    return levels
+
+
+def _layout(page: tifffile.TiffPage) -> TiledLevel:
+    """Where the tiles of one level lie.
+
+    Raises:
+        _UnusualError: they are not 8-bit RGB or YCbCr JPEGs of one plane.
+    """
+    photometric = page.photometric
+    usual = {
+        "compression": page.compression == tifffile.COMPRESSION.JPEG,
+        "colours": photometric in _TRANSFORMS and page.samplesperpixel == _SAMPLES,
+        "bits": page.bitspersample == 8,
+        "planes": page.planarconfig == tifffile.PLANARCONFIG.CONTIG and page.imagedepth == 1,
+        "tiles": all(side % max(SHRINKS) == 0 for side in (page.tilewidth, page.tilelength)),
+    }
+    if not all(usual.values()):
+        raise _UnusualError(f"its {', '.join(name for name, holds in usual.items() if not holds)} are not the usual")
+    across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
+    offsets, lengths = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
+    if not len(offsets) == len(lengths) == across * down:
+        raise _UnusualError(f"it lists {len(offsets)} tiles, expected {across * down}")
+    tables = (page.jpegtables or b"")[len(_START_OF_IMAGE) : -2]  # without the marks of beginning and end
+    return TiledLevel(
+        page.imagewidth,
+        page.imagelength,
+        (page.tilewidth, page.tilelength),
+        across,
+        offsets,
+        lengths,
+        _START_OF_IMAGE + _ADOBE + _TRANSFORMS[photometric] + tables,
+    )
+
+
+def _after_applications(jpeg: bytes) -> bytes:
+    """A JPEG without its start and the segments of applications: the TIFF's word on colours holds, not theirs.
+
+    Segments are those of ITU-T T.81, annex B: a marker of two bytes, then a length.
+    """
+    at = len(_START_OF_IMAGE)
+    while b"\xff\xe0" <= jpeg[at : at + 2] <= b"\xff\xef":
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return jpeg[at:]
