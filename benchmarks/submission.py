@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from mil.held_out import HeldOutPredictions
 from mil.labels import counted, shown
 
 _SUM_TOLERANCE = 1e-4  # of float32
+_ROUNDING = 1e-9  # of sums in another order, with room; a prediction that moved by 0.0001 shows
 _RESAMPLING = 0.1  # of the width of an interval
 _MOST_LAYOUT_PROBLEMS = 10
 
@@ -160,7 +161,7 @@ def _classification(record: Record, task: Task | None) -> Iterator[str]:
 
 
 def _probabilities(predictions: HeldOutPredictions) -> Iterator[str]:
-    patients = predictions.table.patient_id
+    patients = predictions.table.patient_id.to_numpy(dtype=str)
     values = predictions.table[predictions.scores].to_numpy(dtype=np.float64)
     outside = ((values < 0) | (values > 1)).any(axis=1)
     if outside.any():
@@ -196,7 +197,7 @@ def _against_cohort(table: pd.DataFrame, task: Task | None) -> Iterator[str]:
 
 
 def _metrics(record: Record, computed: Mapping[str, Interval]) -> Iterator[str]:
-    for name in differing_metrics(record.metrics, computed):
+    for name in differing_metrics(record.metrics, computed, _ROUNDING):
         if name not in record.metrics:
             yield f"metric {name} is missing, the predictions give {_text(computed[name])}"
         elif name not in computed:
@@ -214,7 +215,7 @@ def _other_resamples(stated: Interval, computed: Interval) -> bool:
     NumPy may draw other resamples in another version. An end of 2,000 resamples then moves by about 1.5 % of the
     interval's width (the standard error of a 2.5 % quantile of a normal sample).
     """
-    if differing_metrics({"": Interval(stated.value)}, {"": Interval(computed.value)}):
+    if differing_metrics({"": Interval(stated.value)}, {"": Interval(computed.value)}, _ROUNDING):
         return False
     if stated.level != computed.level or computed.low is None or computed.high is None:
         return False
@@ -229,6 +230,6 @@ def _text(interval: Interval) -> str:
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
-def _patients(names: Sequence[str] | pd.Series | pd.Index) -> str:
+def _patients(names: Iterable[str]) -> str:
     different = sorted(set(map(str, names)))
     return f"{counted(len(different), 'patient')} ({shown(different)})"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.site import make_site
+from benchmarks.submission import printable
 from mil.labels import counted
 from zoomfeat.conf.schema import LeaderboardConfig
 
@@ -20,10 +21,15 @@ def run(config: LeaderboardConfig) -> int:
     for each in collection.refused:
         for problem in each.problems:
             console.print(
-                f"REFUSED {escape(each.file)}: {escape(problem)}", style="bold yellow", highlight=False, soft_wrap=True
+                f"REFUSED {escape(printable(each.file))}: {escape(problem)}",
+                style="bold yellow",
+                highlight=False,
+                soft_wrap=True,
             )
     for file, other in collection.duplicates:
-        console.print(f"{escape(file)}: the same record as {escape(other)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{escape(printable(file))}: the same record as {escape(printable(other))}", highlight=False, soft_wrap=True
+        )
     if collection.others:
         console.print(f"Passed over: {counted(len(collection.others), 'JSON file')} without the keys of a record")
     results = counted(len(collection.entries), "result")
