@@ -26,21 +26,22 @@ from numpy.typing import NDArray
 
 from zoomfeat.bags import Bag, BagMetadata, ScaleFeatures
 from zoomfeat.conf.schema import ExtractConfig
+from zoomfeat.domains import DEFAULT, load_domain
 from zoomfeat.encoders import PatchEncoder
 from zoomfeat.errors import BagInvalidError, ConfigurationError, ZoomfeatError
-from zoomfeat.magnification import MAX_GRID, PATCH_SIZE, parse
+from zoomfeat.magnification import MAX_GRID, PATCH_SIZE, resolution
 from zoomfeat.slides import (
     Grid,
     Scale,
     Slide,
     SlideEntry,
     draw_preview,
-    find_tissue,
+    find_foreground,
     make_grid,
     read_region,
     regions,
 )
-from zoomfeat.slides.tissue import METHOD as TISSUE_METHOD
+from zoomfeat.slides.reader import DECODERS
 
 Advance = Callable[[int, int], None]
 """Told how many patches of a slide are encoded, and how many it has."""
@@ -103,7 +104,7 @@ def check_config(config: ExtractConfig) -> None:
     """Refuses what cannot run before any slide is opened.
 
     Raises:
-        ConfigurationError: a number out of its range, or an output folder inside the slide folder.
+        ConfigurationError: a number out of its range, an unknown domain, or an output folder inside the slide folder.
         MagnificationError: an unknown or repeated magnification.
     """
     if config.workers < 1:
@@ -112,9 +113,13 @@ def check_config(config: ExtractConfig) -> None:
         raise ConfigurationError(f"batch_size={config.batch_size}; expected at least 1", cure="The default is 16")
     if not 0 <= config.min_tissue <= 1:
         raise ConfigurationError(f"min_tissue={config.min_tissue}; expected 0 to 1", cure="The default is 0.5")
+    if config.decode not in DECODERS:
+        raise ConfigurationError(
+            f"decode={config.decode!r}; expected one of {', '.join(DECODERS)}", cure="The default is exact"
+        )
     if config.dtype not in ("float32", "float16"):
         raise ConfigurationError(f"dtype={config.dtype!r}; expected float32 or float16", cure="The default is float32")
-    parse(config.magnifications)
+    load_domain(config.domain).steps(config.magnifications)
     slides, out = Path(config.slides).resolve(), Path(config.out).resolve()
     if slides.is_dir() and (out == slides or slides in out.parents):
         raise ConfigurationError(
@@ -124,13 +129,24 @@ def check_config(config: ExtractConfig) -> None:
 
 def bag_configuration(config: ExtractConfig, encoder: PatchEncoder) -> dict[str, Any]:
     """What decides the content of a bag besides the slide: no paths, no devices, no numbers of workers."""
-    return {
+    domain = load_domain(config.domain)
+    configuration = {
         "encoder": {"name": encoder.name, "weights_hash": encoder.weights_hash, **encoder.settings},
-        "magnifications": [str(m) for m in parse(config.magnifications, encoder.ladder)],
+        "magnifications": [str(m) for m in domain.steps(config.magnifications)],
         "mpp": config.mpp,
         "min_tissue": config.min_tissue,
         "dtype": config.dtype,
     }
+    if domain != load_domain(DEFAULT):  # bags from before there were domains stay what they are
+        configuration["domain"] = {
+            "name": domain.name,
+            "reader": domain.reader,
+            "foreground": domain.foreground,
+            "finest_mpp": domain.ladder.finest.mpp,
+        }
+    if config.decode == "dct":  # the other ways give the same pixels
+        configuration["decode"] = "dct"
+    return configuration
 
 
 def configuration_hash(configuration: dict[str, Any]) -> str:
@@ -186,16 +202,19 @@ def _extract(
 ) -> SlideReport:
     out = Path(config.out)
     bag_path = out / f"{entry.slide_id}.h5"
+    domain = load_domain(config.domain)
     configuration = bag_configuration(config, encoder)
     if bag_path.exists() and not config.overwrite:
         with stages("resume"):
             return _existing(entry, bag_path, configuration)
     with stages("open"):
-        slide = Slide.open(entry.path, mpp=entry.mpp, default_mpp=config.mpp)
+        slide = Slide.open(
+            entry.path, mpp=entry.mpp, default_mpp=config.mpp, reader=domain.reader, decode=config.decode
+        )
     with slide:
         with stages("tissue"):
-            mask = find_tissue(slide)
-            grid = make_grid(slide, mask, parse(config.magnifications), config.min_tissue)
+            mask = find_foreground(slide, domain.foreground)
+            grid = make_grid(slide, mask, domain.steps(config.magnifications), config.min_tissue)
         if config.preview:
             with stages("preview"):
                 (out / "previews").mkdir(parents=True, exist_ok=True)
@@ -203,7 +222,7 @@ def _extract(
         with stages("encode"):
             features = encode_grid(slide, grid, encoder, config.batch_size, config.workers, advance)
         with stages("write"):
-            bag = _make_bag(entry, slide, grid, features, encoder, configuration)
+            bag = _make_bag(entry, slide, grid, mask.method, features, encoder, configuration)
             bag.save(bag_path, dtype=config.dtype)
     return SlideReport(
         entry.slide_id,
@@ -333,6 +352,7 @@ def _make_bag(
     entry: SlideEntry,
     slide: Slide,
     grid: Grid,
+    tissue_method: str,
     features: Sequence[NDArray[np.float32]],
     encoder: PatchEncoder,
     configuration: dict[str, Any],
@@ -357,7 +377,8 @@ def _make_bag(
         mpp_source=slide.mpp_source,
         level0_width=slide.width,
         level0_height=slide.height,
-        tissue_method=TISSUE_METHOD,
+        tissue_method=tissue_method,
+        georeference=slide.georeference,
         dropped=grid.dropped,
         configuration=configuration,
         config_hash=configuration_hash(configuration),
@@ -373,14 +394,23 @@ def _notes(slide: Slide, grid: Grid, encoder: PatchEncoder) -> Iterator[str]:
         yield encoder.note
     finest = grid.scales[0].magnification
     if max(slide.mpp) > finest.mpp:
-        yield f"up-sampled: {max(slide.mpp):g} um/px served as {finest} ({finest.mpp:g} um/px)"
+        yield f"up-sampled: {resolution(max(slide.mpp))}/px served as {finest} ({resolution(finest.mpp)}/px)"
     if slide.metadata_mpp is not None and slide.mpp != slide.metadata_mpp:
         yield f"um/px {slide.mpp} by the {slide.mpp_source}, {slide.metadata_mpp} by the file"
 
 
 def package_versions() -> dict[str, str]:
     """Versions of what a bag's content may depend on."""
-    packages = ("zoomfeat", "torch", "diffusers", "timm", "openslide-python", "opencv-python-headless", "numpy")
+    packages = (
+        "zoomfeat",
+        "torch",
+        "diffusers",
+        "timm",
+        "openslide-python",
+        "simplejpeg",
+        "opencv-python-headless",
+        "numpy",
+    )
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 

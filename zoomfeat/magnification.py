@@ -108,18 +108,16 @@ class Ladder:
                 found = float(text) == float(step.name.removesuffix("x"))
             except ValueError:
                 break
-            if found and isinstance(wanted, Magnification) and wanted != step:
-                raise MagnificationError(
-                    f"{wanted} of {resolution(wanted.mpp)} is not the {step} of the {self.name} ladder, which is "
-                    f"{resolution(step.mpp)}",
-                    cure="Use an encoder or a model of the same domain",
-                )
-            if found:
+            if found and (wanted == step or not isinstance(wanted, Magnification)):
                 return step
         known = ", ".join(step.name for step in self.steps)
-        raise MagnificationError(
-            f"no magnification {str(wanted)!r} in the {self.name} ladder", cure=f"Use one of {known}"
-        )
+        if isinstance(wanted, Magnification):
+            raise MagnificationError(
+                f"no {wanted} of {resolution(wanted.mpp)} in the {self.name} ladder, which has {known} from "
+                f"{resolution(self.finest.mpp)} on",
+                cure=f"Use an encoder or a model of the images' own domain, or domain={self.name}",
+            )
+        raise MagnificationError(f"no magnification {wanted!r} in the {self.name} ladder", cure=f"Use one of {known}")
 
 
 def resolution(mpp: float) -> str:

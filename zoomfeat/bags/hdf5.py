@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoomfeat.bags.files import INCOMPLETE_CURE, NOT_A_BAG_CURE, reading, require_dataset
-from zoomfeat.bags.metadata import UNKNOWN, BagMetadata, decode_json, encode_mpp
+from zoomfeat.bags.metadata import (
+    UNKNOWN,
+    BagMetadata,
+    decode_georeference,
+    decode_json,
+    encode_georeference,
+    encode_mpp,
+)
 from zoomfeat.bags.scales import FEATURE_TYPES, AnyScale, Scale, StoredScale, plain_number
 from zoomfeat.errors import BagInvalidError, ConfigurationError
 from zoomfeat.files import replacing
@@ -58,7 +66,7 @@ def write(
             features = file.create_dataset(f"features{suffix}", data=stored_as(scale.features, dtype))
             features.attrs.update({"name": metadata.slide_id, "savetodir": "."})
             coords = file.create_dataset(f"coords{suffix}", data=scale.coords)
-            coords.attrs.update(coords_attributes(scale, metadata))
+            coords.attrs.update(coords_attributes(scale, metadata) | encode_georeference(metadata.georeference))
             if scale.magnification in parents:
                 file.create_dataset(f"parent{suffix}", data=parents[scale.magnification])
         if fused is not None:
@@ -82,6 +90,7 @@ def read(path: Path) -> tuple[tuple[StoredScale, ...], dict[str, NDArray[np.int3
             scales = tuple(
                 _read_scale(file, name, f"_{name}" if place else "", path) for place, name in enumerate(names)
             )
+            metadata = replace(metadata, georeference=decode_georeference(file["coords"].attrs))
         except BagInvalidError as error:
             if error.path is not None:
                 raise
@@ -139,9 +148,9 @@ def _suffixes(scales: Sequence[AnyScale]) -> list[str]:
 
 
 def _level0_magnification(scale: Scale, mpp_level0: tuple[float, float] | None) -> int | float:
-    """Level 0 as a magnification of two digits, which is how slides are named: 0.2528 um/px is 40."""
+    """Level 0 as a magnification of two digits, which is how slides are named: 0.2528 um/px is 40 beside 0.5 at 20x."""
     mpp = scale.patch_size * scale.mpp / scale.patch_size_level0[0] if mpp_level0 is None else mpp_level0[0]
-    return plain_number(float(f"{10 / mpp:.2g}"))
+    return plain_number(float(f"{scale.number * scale.mpp / mpp:.2g}"))
 
 
 def _check_root(file: h5py.File, path: Path) -> None:

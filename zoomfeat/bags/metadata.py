@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from zoomfeat.errors import BagInvalidError
+from zoomfeat.georeference import Georeference
 
 UNKNOWN = "unknown"
 """Stands for what the source of a bag does not say."""
 
 _JSON = ("encoder_settings", "dropped", "configuration", "versions")
 _LENGTHS = ("level0_width", "level0_height")
+_BESIDE = ("georeference",)  # not a root attribute: it lies with the coordinates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class BagMetadata:
         versions: package name to version.
         note: what a user must know before using the features, for example
             ``"random weights, for demonstration only"``.
+        georeference: where level 0 lies on the map; None for what does not. Stored with the coordinates, as the
+            attributes ``crs`` and ``transform``.
     """
 
     slide_id: str
@@ -57,6 +61,7 @@ class BagMetadata:
     config_hash: str = UNKNOWN
     versions: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    georeference: Georeference | None = None
 
     def __post_init__(self) -> None:
         # The name becomes a file name when the bag is converted, so it must not lead elsewhere.
@@ -74,7 +79,7 @@ class BagMetadata:
 
     def to_attributes(self) -> dict[str, Any]:
         """The fields as values that HDF5 attributes hold."""
-        return {entry.name: _encode(getattr(self, entry.name)) for entry in fields(self)}
+        return {name: _encode(getattr(self, name)) for name in self._attribute_names()}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> BagMetadata:
@@ -83,7 +88,11 @@ class BagMetadata:
         Raises:
             BagInvalidError: an attribute is missing or of another kind.
         """
-        return cls(**{entry.name: _decode(entry.name, attributes) for entry in fields(cls)})
+        return cls(**{name: _decode(name, attributes) for name in cls._attribute_names()})
+
+    @classmethod
+    def _attribute_names(cls) -> list[str]:
+        return [entry.name for entry in fields(cls) if entry.name not in _BESIDE]
 
 
 def _encode(value: Any) -> Any:
@@ -107,6 +116,25 @@ def _decode(name: str, attributes: Mapping[str, Any]) -> Any:
     if name in _LENGTHS:
         return None
     return decode_json(name, value, dict) if name in _JSON else value
+
+
+def encode_georeference(where: Georeference | None) -> dict[str, Any]:
+    """A georeference as attributes of the coordinates; none for None."""
+    return {} if where is None else {"crs": where.crs, "transform": np.array(where.transform, dtype=np.float64)}
+
+
+def decode_georeference(attributes: Mapping[str, Any]) -> Georeference | None:
+    """The inverse of `encode_georeference`.
+
+    Raises:
+        BagInvalidError: one of the two attributes, or values of another kind.
+    """
+    if "crs" not in attributes and "transform" not in attributes:
+        return None
+    crs, transform = attributes.get("crs"), np.asarray(attributes.get("transform", ()))
+    if not isinstance(crs, str) or transform.shape != (6,) or transform.dtype.kind not in "fiu":
+        raise BagInvalidError(f"crs {crs!r} and transform {transform.tolist()}, expected a text and six numbers")
+    return Georeference(crs, tuple(transform.astype(float).tolist()))
 
 
 def decode_json(name: str, text: Any, kind: type) -> Any:

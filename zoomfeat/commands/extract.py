@@ -13,10 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoomfeat.conf.schema import ExtractConfig
+from zoomfeat.domains import load_domain
 from zoomfeat.encoders import PatchEncoder, load_encoder
 from zoomfeat.extraction import SlideReport, check_config, extract_slide, report_row
 from zoomfeat.files import make_folder, replacing
-from zoomfeat.magnification import parse
+from zoomfeat.magnification import Magnification, resolution
 from zoomfeat.progress import progress_bar
 from zoomfeat.slides import SlideEntry, slides
 
@@ -29,7 +30,7 @@ def run(config: ExtractConfig) -> int:
     out = make_folder(Path(config.out))
     options = {key: value for key, value in asdict(config.encoder).items() if key != "name"}
     with console.status(f"loading {config.encoder.name}"):
-        encoder = load_encoder(config.encoder.name, config.magnifications[0], config.device, **options)
+        encoder = load_encoder(config.encoder.name, _steps(config)[0], config.device, **options)
     _write_config(config, out)
     reports = extract_all(entries, config, encoder, console)
     console.print(summary_table(reports, config, encoder))
@@ -54,10 +55,14 @@ def extract_all(
             reports.append(report)
             if report.status == "failed":
                 progress.console.print(f"[red]failed[/] {escape(report.slide_id)} ({report.stage})", highlight=False)
-            write_report(reports, [str(m) for m in parse(config.magnifications)], Path(config.out))
+            write_report(reports, [str(m) for m in _steps(config)], Path(config.out))
             progress.advance(cohort)
         progress.remove_task(patches)
     return reports
+
+
+def _steps(config: ExtractConfig) -> tuple[Magnification, ...]:
+    return load_domain(config.domain).steps(config.magnifications)
 
 
 def _write_config(config: ExtractConfig, out: Path) -> None:
@@ -77,15 +82,15 @@ def write_report(reports: list[SlideReport], magnifications: Sequence[str], out:
 
 def summary_table(reports: list[SlideReport], config: ExtractConfig, encoder: PatchEncoder) -> Table:
     """The run as a table, a row a slide."""
-    names = [str(m) for m in parse(config.magnifications)]
+    names = [str(m) for m in _steps(config)]
     width = (
         f"{encoder.dim} features" if len(names) == 1 else f"{encoder.dim} features, {encoder.dim * len(names)} fused"
     )
     table = Table(title=f"{encoder.name}: {width}", title_justify="left")
-    for heading in ("slide", "status", *names, "um/px", "seconds"):
+    for heading in ("slide", "status", *names, "pixel", "seconds"):
         table.add_column(heading, justify="left" if heading in ("slide", "status") else "right")
     for report in reports:
-        mpp = "" if report.mpp is None else " x ".join(f"{value:g}" for value in dict.fromkeys(report.mpp))
+        mpp = "" if report.mpp is None else " x ".join(resolution(value) for value in dict.fromkeys(report.mpp))
         counts = (str(report.patches.get(name, "")) for name in names)
         table.add_row(escape(report.slide_id), report.status, *counts, mpp, f"{sum(report.seconds.values()):.1f}")
     return table

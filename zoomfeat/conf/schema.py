@@ -72,8 +72,8 @@ class ExtractConfig:
         REQUIRED, "patch encoder, for example encoder=zoomldm-brca; its keys follow as encoder.KEY"
     )
     domain: str = key("brca", "kind of images: brca (histology), naip (aerial), or a YAML file: docs/satellite.md")
-    magnifications: list[str] = key(
-        [], "any of 20x 10x 5x ... 0.15625x, or the domain's own; empty: its two usual ones, 20x and 5x of brca"
+    magnifications: list[str] | None = key(
+        None, "any of 20x 10x 5x ... 0.15625x, or the domain's own; null: its two usual ones, 20x and 5x of brca"
     )
     mpp: float | None = key(
         None, "microns per pixel of slides whose metadata give none; a manifest's mpp column wins over both"
@@ -86,6 +86,9 @@ class ExtractConfig:
         16, "patches at once on a GPU (a CPU takes them one by one); never changes which patches are kept"
     )
     workers: int = key(2, "threads that read ahead while the encoder runs")
+    decode: str = key(
+        "exact", "JPEG tiles: exact, dct (decoded at 1/2 or 1/4 size: faster, not the same pixels) or openslide (slow)"
+    )
     dtype: str = key("float32", "type of stored features: float32 or float16 (CLAM's head needs float32)")
     preview: bool = key(True, "write a PNG of tissue and kept patches for every slide to out/previews")
     overwrite: bool = key(False, "make bags again that exist already")

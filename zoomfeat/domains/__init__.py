@@ -45,13 +45,13 @@ class Domain:
     weights: str
     magnifications: tuple[str, ...]
 
-    def steps(self, wanted: list[str] | tuple[str, ...] = ()) -> tuple[Magnification, ...]:
-        """The magnifications asked for, finest first; the domain's own where none are.
+    def steps(self, wanted: list[str] | tuple[str, ...] | None = None) -> tuple[Magnification, ...]:
+        """The magnifications asked for, finest first; the domain's usual ones for None.
 
         Raises:
-            MagnificationError: an unknown name or a repeated one.
+            MagnificationError: an unknown name, a repeated one, or none at all.
         """
-        return parse(wanted or self.magnifications, self.ladder)
+        return parse(self.magnifications if wanted is None else wanted, self.ladder)
 
 
 def domain_names() -> list[str]:

@@ -27,7 +27,7 @@ class PatchEncoder(ABC):
         name: its name in the registry.
         dim: length of a feature vector.
         magnification: what the patches are seen at.
-        ladder: the magnifications it can take.
+        ladder: the magnifications it was trained on; None where it takes those of any domain.
         weights_hash: SHA-256 of its weights, ``"none"`` where it has none.
         settings: everything that decides its features besides weights and magnification, JSON-able.
         note: what a reader of its output must know, for example that weights are random; else empty.
@@ -38,21 +38,30 @@ class PatchEncoder(ABC):
 
     name: str
     dim: int
-    ladder: Ladder = BRCA
+    ladder: Ladder | None = None
     weights_hash: str = "none"
     note: str = ""
     context_encoder: PatchEncoder | None = None
 
-    def __init__(self, magnification: str | Magnification = "20x", device: str = "auto") -> None:
-        self.magnification = self.ladder[magnification]
+    def __init__(self, magnification: str | Magnification | None = None, device: str = "auto") -> None:
+        self.magnification = self._step(magnification)
         self.device = resolve_device(device)
         self.settings: Mapping[str, Any] = {}
 
     def at(self, magnification: str | Magnification) -> PatchEncoder:
         """The same encoder (same weights in memory) for patches of another magnification."""
         other = copy.copy(self)
-        other.magnification = self.ladder[magnification]
+        other.magnification = self._step(magnification)
         return other
+
+    def _step(self, magnification: str | Magnification | None) -> Magnification:
+        """A step of the ladder, the finest for None; names mean those of histology where there is no ladder."""
+        ladder = self.ladder or BRCA
+        if magnification is None:
+            return ladder.finest
+        if self.ladder is None and isinstance(magnification, Magnification):
+            return magnification
+        return ladder[magnification]
 
     @abstractmethod
     def transform(self, images: NDArray[np.uint8]) -> Tensor:

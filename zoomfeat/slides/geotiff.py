@@ -89,7 +89,7 @@ class GeoTiff(openslide.AbstractSlide):
         return 1 + len(self._overviews)
 
     @cached_property
-    def level_dimensions(self) -> tuple[tuple[int, int], ...]:  # type: ignore[override]
+    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
         """Width and height of each level."""
         sets = [self._dataset(level) for level in range(self.level_count)]
         return tuple((dataset.width, dataset.height) for dataset in sets)
@@ -100,12 +100,12 @@ class GeoTiff(openslide.AbstractSlide):
         return (1.0, *map(float, self._overviews))
 
     @property
-    def properties(self) -> dict[str, str]:  # type: ignore[override]
+    def properties(self) -> dict[str, str]:
         """The format, and um/px where they are known, under OpenSlide's names."""
         return self._properties
 
     @property
-    def associated_images(self) -> dict[str, Image.Image]:  # type: ignore[override]
+    def associated_images(self) -> dict[str, Image.Image]:
         """None."""
         return {}
 
@@ -240,7 +240,8 @@ def _located(dataset: Any, path: Path) -> _Where:
         return None, None, (f"its coordinate system {name!r} has no place on the Earth", _LOCATE_CURE)
     code = dataset.crs.to_epsg()
     crs = f"EPSG:{code}" if code else dataset.crs.to_wkt()
-    where = Georeference(crs, tuple(float(number) for number in dataset.transform[:6]))
+    a, b, c, d, e, f = (float(number) for number in dataset.transform[:6])
+    where = Georeference(crs, (a, b, c, d, e, f))
     centre = where.to_lonlat(np.array([[dataset.width / 2, dataset.height / 2]]))[0]
     cure = f"Reproject it, here for example with gdalwarp -t_srs {_utm(*centre)} -r average in.tif out.tif"
     if not dataset.crs.is_projected:
@@ -256,7 +257,6 @@ def _located(dataset: Any, path: Path) -> _Where:
             path=path,
         )
     factor = dataset.crs.linear_units_factor[1]  # of feet, 0.3048
-    a, b, _, d, e, _ = where.transform
     nominal = np.array([math.hypot(a, d), math.hypot(b, e)]) * factor
     ground = sizes[0]
     size = nominal if (np.abs(nominal / ground - 1) <= _TRUE_ENOUGH).all() else ground
