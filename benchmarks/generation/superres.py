@@ -1,19 +1,16 @@
-"""Super-resolution on real tissue, in the shape of ZoomLDM's Table 3: bicubic, uncond, given and inferred conditions.
+"""Super-resolution on held-out tissue, as in ZoomLDM's Table 3: ``python -m benchmarks.generation.superres``.
 
-Regions are read at 20x, seen at 5x by an area mean, and brought back by each method. SSIM and PSNR, a perceptual
-distance in the form of LPIPS on EfficientNet-Lite0 features, and the cosine similarity between the model's own
-embeddings of true and drawn 20x patches.
-
-``python -m benchmarks.generation.superres SLIDE... --regions 8``
+Regions at 20x are seen at 5x by an area mean and brought back: by bicubic interpolation, and by the model without a
+condition, under the true embeddings of the region's 20x patches, and under embeddings inferred from the coarse image.
+Each is held against the truth by the metrics of ``benchmarks.metrics``; similarity is that of the embeddings of 20x
+patches, by the encoder that conditions the model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,130 +18,98 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
-from torch.nn import functional
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from benchmarks.generation.regions import TissueRegion, as_pixels, load, tissue_regions
-from generation.perceptual import EfficientNetDistance
+from benchmarks.generation.regions import DATA, as_pixels, load, whole_pictures
+from benchmarks.generation.results import FOLDER, Results, facts
+from benchmarks.metrics.registry import PairMetric, find_pair_metric
+from generation.inversion import STEPS
 from generation.pipelines.baselines import BicubicUpscaler
 from generation.pipelines.superres import SuperResolutionPipeline
-from zoomfeat.encoders import PatchEncoder
-from zoomfeat.magnification import BRCA, PATCH_SIZE
+from zoomfeat.magnification import BRCA
+from zoomfeat.progress import progress_bar
 from zoomfeat.slides.resample import resize
 
-RESULTS = Path(__file__).parent / "results"
 METHODS = ("bicubic", "uncond", "given", "inferred")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One result against the truth.
-
-    Attributes:
-        method: of :data:`METHODS`.
-        region: where.
-        ssim: structural similarity.
-        psnr: dB.
-        perceptual: distance, less is better.
-        embedding: mean cosine similarity of the embeddings of 20x patches.
-        seconds: taken.
-    """
-
-    method: str
-    region: str
-    ssim: float
-    psnr: float
-    perceptual: float
-    embedding: float
-    seconds: float
+ST_LPIPS = Path("weights") / "stlpips_alex_shift_tolerant.pth"
+"""Below the folder of test data."""
 
 
 def main() -> None:
-    """Measures and writes a table."""
+    """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("slides", type=Path, nargs="+")
+    parser.add_argument("data", type=Path, nargs="?", default=DATA, help="folder of the test data")
     parser.add_argument("--model", default="zoomldm-tiny")
     parser.add_argument("--scale", type=int, default=4)
-    parser.add_argument("--regions", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--regions", type=int, default=8, help="four held-out pictures, then test patches")
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--pulls", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS / "superres.json")
-    arguments = parser.parse_args()
-    pipe = SuperResolutionPipeline.over(load(arguments.model))
+    parser.add_argument("--inversion-steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=FOLDER / "superres.json")
+    options = parser.parse_args()
+    pipe = SuperResolutionPipeline.over(load(options.model))
     pipe.set_progress_bar_config(disable=True)
-    step = pipe.magnification_of(arguments.scale)
-    regions = tissue_regions(pipe, arguments.slides, step.name, arguments.regions)
-    encoder = pipe.embedding_encoder().at(BRCA.steps[0])
-    distance = EfficientNetDistance(1.0)
-    scores = []
-    for region in regions:
-        side = region.image.shape[0] // arguments.scale
-        coarse = resize(region.image, (side, side))
-        for method in METHODS:
-            began = time.perf_counter()
-            if method == "bicubic":
-                found = BicubicUpscaler()(coarse, arguments.scale, output_type="pt", return_dict=False)[0]
-            else:
-                found = pipe(
-                    coarse,
-                    arguments.scale,
-                    method,  # type: ignore[arg-type]
-                    region.embeddings if method == "given" else None,
-                    num_inference_steps=arguments.steps,
-                    pulls=arguments.pulls,
-                    generator=torch.Generator().manual_seed(0),
-                    output_type="pt",
-                    return_dict=False,
-                )[0]
-            seconds = time.perf_counter() - began
-            scores.append(score(method, region, found.clamp(0, 1), encoder, distance, seconds))
-    show(scores, Console())
-    arguments.out.parent.mkdir(exist_ok=True)
-    facts = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "slides")}
-    arguments.out.write_text(json.dumps({"settings": facts, "scores": [asdict(s) for s in scores]}, indent=1))
+    pipe.magnification_of(options.scale)
+    chosen = {name: getattr(options, name) for name in ("scale", "regions", "steps", "pulls", "inversion_steps")}
+    results = Results.open(options.out, facts(pipe, options.model) | chosen)
+    metrics = [
+        find_pair_metric("ssim")(),
+        find_pair_metric("psnr")(),
+        find_pair_metric("st-lpips")(weights=options.data / ST_LPIPS),
+        find_pair_metric("embedding-similarity")(encoder=pipe.embedding_encoder().at(BRCA.steps[0])),
+    ]
+    regions = whole_pictures(pipe, options.data, options.regions)
+    with progress_bar(Console(stderr=True)) as progress:
+        task = progress.add_task("drawing", total=len(regions) * len(METHODS), unit="images")
+        for number, region in enumerate(regions):
+            coarse = resize(region.image, tuple(side // options.scale for side in region.image.shape[1::-1]))
+            truth = as_pixels(region.image)
+            for method in METHODS:
+                progress.advance(task)
+                if results.find(method=method, region=region.name):
+                    continue
+                began = time.process_time()
+                if method == "bicubic":
+                    made = BicubicUpscaler()(coarse, options.scale, output_type="pt", return_dict=False)[0]
+                else:
+                    made = pipe(
+                        coarse,
+                        options.scale,
+                        method,  # type: ignore[arg-type]
+                        region.embeddings if method == "given" else None,
+                        num_inference_steps=options.steps,
+                        pulls=options.pulls,
+                        inversion_steps=options.inversion_steps,
+                        generator=torch.Generator().manual_seed(number),
+                        output_type="pt",
+                        return_dict=False,
+                    )[0]
+                row = {"method": method, "region": region.name, "cpu": time.process_time() - began}
+                made = (made.clamp(0, 1) * 255).round() / 255  # what a file would hold
+                results.add(row | {metric.name: float(metric.score(made, truth)) for metric in metrics})
+    show(results, metrics)
 
 
-@torch.no_grad()
-def score(
-    method: str,
-    region: TissueRegion,
-    found: torch.Tensor,
-    encoder: PatchEncoder,
-    distance: EfficientNetDistance,
-    seconds: float,
-) -> Score:
-    """Holds ``(1, 3, H, W)`` in [0, 1] against a region."""
-    truth = as_pixels(region.image)
-    pixels = (found[0].permute(1, 2, 0) * 255).round().byte().numpy()
-    grid = len(pixels) // PATCH_SIZE
-    patches = (
-        pixels.reshape(grid, PATCH_SIZE, grid, PATCH_SIZE, 3).swapaxes(1, 2).reshape(-1, PATCH_SIZE, PATCH_SIZE, 3)
-    )
-    embeddings = torch.from_numpy(encoder(np.ascontiguousarray(patches)))
-    similarity = functional.cosine_similarity(embeddings, region.embeddings.flatten(1).T, dim=1).mean()
-    return Score(
-        method,
-        region.name,
-        float(structural_similarity_index_measure(found, truth, data_range=1.0)),  # type: ignore[arg-type]
-        float(peak_signal_noise_ratio(found, truth, data_range=1.0)),
-        float(distance(2 * found - 1, 2 * truth - 1)),
-        float(similarity),
-        seconds,
-    )
-
-
-def show(scores: list[Score], console: Console) -> None:
+def show(results: Results, metrics: list[PairMetric]) -> None:
     """A row a method, means over the regions."""
-    table = Table(title="super-resolution")
-    names = ("ssim", "psnr", "perceptual", "embedding", "seconds")
-    table.add_column("method")
-    for name in names:
-        table.add_column(name, justify="right")
-    for method in METHODS:
-        chosen = [score for score in scores if score.method == method]
-        table.add_row(method, *(f"{np.mean([getattr(s, name) for s in chosen]):.4g}" for name in names))
-    console.print(table)
+    names = [metric.name for metric in metrics] + ["cpu"]
+    means = {
+        method: {name: float(np.mean([row[name] for row in results.find(method=method)])) for name in names}
+        for method in METHODS
+    }
+    rows = [(method, *(f"{means[method][name]:.4g}" for name in names)) for method in METHODS]
+    similarity = metrics[-1].name
+    gains = [
+        mine[similarity] - results.find(method="uncond", region=mine["region"])[0][similarity]
+        for mine in results.find(method="inferred")
+    ]
+    error = f" ± {np.std(gains, ddof=1) / len(gains) ** 0.5:.4f}" if len(gains) > 1 else ""
+    notes = [
+        f"inferred - uncond, {similarity}: {np.mean(gains):+.4f}{error} (mean and standard error over "
+        f"{len(gains)} regions), higher on {sum(gain > 0 for gain in gains)}"
+    ]
+    arrows = [" ↑" if metric.higher_is_better else " ↓" for metric in metrics] + [""]
+    titles = [*(metric.name for metric in metrics), "CPU s a region"]
+    results.report(("condition", *(t + a for t, a in zip(titles, arrows, strict=True))), rows, notes)
 
 
 if __name__ == "__main__":

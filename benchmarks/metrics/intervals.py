@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap, norm
 
-LEVEL = 0.95
-RESAMPLES = 2_000
+from mil.metrics import LEVEL, RESAMPLES
 
 _ACCELERATED = 2_000  # images: beyond, the jackknife of BCa costs more than it corrects
 _BATCH = 100
