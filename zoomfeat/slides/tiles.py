@@ -138,9 +138,9 @@ class JpegTiles:
             upper, lower = max(top, y), min(bottom, y + tile_height)
             for column in range(max(left, 0) // tile_width, -(-right // tile_width)):
                 x = column * tile_width
-                # Regions come row by row: what ends here is not asked for again, what sticks out is.
-                returns = x + tile_width > left + width or y + tile_height > top + height
-                tile = self._tile(level, column, row, shrink, keep=returns)
+                # Regions come row by row: a tile that goes on to the right or below is asked for again.
+                ends = min(x + tile_width, layout.width // shrink), min(y + tile_height, layout.height // shrink)
+                tile = self._tile(level, column, row, shrink, keep=ends[0] > right or ends[1] > bottom)
                 start, end = max(left, x), min(right, x + tile_width)
                 canvas[upper - top : lower - top, start - left : end - left] = (
                     255 if tile is None else tile[upper - y : lower - y, start - x : end - x]
@@ -276,18 +276,19 @@ def _levels(path: Path, slide: openslide.OpenSlide) -> dict[int, TiledLevel]:
     with tifffile.TiffFile(path) as tiff:
         pages = {(page.imagewidth, page.imagelength): page for page in reversed(list(tiff.pages)) if page.is_tiled}
         for level, dimensions in enumerate(slide.level_dimensions):
-            # Between the pixels of other levels OpenSlide interpolates, since it counts in those of level 0.
-            if not slide.level_downsamples[level].is_integer():
-                continue
             try:
                 layout = _layout(pages[dimensions])
             except _UnusualError:
                 if level == 0:
                     raise
-                continue
-            # Where a coarser level lacks a tile, OpenSlide shrinks the pixels of a finer one.
-            if level == 0 or layout.lengths.all():
+                break
+            complete = layout.lengths.all()
+            # Between the pixels of other levels OpenSlide interpolates, since it counts in those of level 0.
+            if slide.level_downsamples[level].is_integer() and (complete or level == 0):
                 levels[level] = layout
+            # Where one lacks a tile, OpenSlide makes the coarser levels there from finer pixels.
+            if not complete:
+                break
     return levels
 
 
