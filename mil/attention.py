@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from zoomfeat.bags import Bag
 from zoomfeat.errors import ConfigurationError
+from zoomfeat.georeference import Georeference
 
 COLUMNS = ("magnification", "x", "y", "width", "height", "attention", "percentile")
 """Of the table of patches: a box in level-0 pixels, the model's own value, and its percentile rank."""
@@ -72,6 +73,7 @@ class SlideAttention:
         level0_size: width and height of level 0 in px; where the bag does not say, as far as its patches reach.
         size_known: False where that is so.
         mpp: um/px of level 0 along x and y; None where unknown.
+        georeference: where level 0 lies on the map; None for slides.
     """
 
     slide_id: str
@@ -79,6 +81,7 @@ class SlideAttention:
     level0_size: tuple[int, int]
     size_known: bool
     mpp: tuple[float, float] | None
+    georeference: Georeference | None = None
 
     @property
     def magnifications(self) -> tuple[str, ...]:
@@ -135,7 +138,8 @@ def slide_attention(
         reach = np.max([(scale.coords + scale.size).max(axis=0) for scale in scales], axis=0)
         size = (int(reach[0]), int(reach[1]))
     known = bool(level0_size or bag.metadata.level0_size)
-    return SlideAttention(bag.metadata.slide_id, tuple(scales), size, known, mpp or bag.metadata.mpp_level0)
+    where = bag.metadata.georeference
+    return SlideAttention(bag.metadata.slide_id, tuple(scales), size, known, mpp or bag.metadata.mpp_level0, where)
 
 
 def percentile_rank(values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from mil.ensemble import Advance, Ensemble
 from mil.estimators import MILEstimator
 from mil.heatmap import VALUES, blend, draw_heatmap, picture_size
 from mil.prediction import Prediction
-from mil.report import Gallery, read_gallery, write_geojson, write_page
+from mil.report import Gallery, read_gallery, write_geojson, write_geotiff, write_page
 from zoomfeat.bags import UNKNOWN, Bag
 from zoomfeat.conf.schema import ExplainConfig
 from zoomfeat.errors import ConfigurationError
@@ -114,7 +114,8 @@ def _opened(entry: SlideEntry | None, bag: Bag, config: ExplainConfig) -> Iterat
         yield None
         return
     known = bag.metadata.mpp_level0
-    with Slide.open(entry.path, entry.mpp, config.mpp or (known and sum(known) / 2)) as slide:
+    default = config.mpp or (known and sum(known) / 2)
+    with Slide.open(entry.path, entry.mpp, default, reader=bag.metadata.slide_reader) as slide:
         size, expected = (slide.width, slide.height), bag.metadata.level0_size
         if expected is not None and size != expected:
             raise ConfigurationError(
@@ -135,12 +136,15 @@ def _opened(entry: SlideEntry | None, bag: Bag, config: ExplainConfig) -> Iterat
 def _write_heatmaps(
     attention: SlideAttention, thumbnail: NDArray[np.uint8] | None, size: tuple[int, int], config: ExplainConfig
 ) -> None:
-    """A PNG a magnification: over the slide, or by itself on a transparent ground."""
+    """A PNG a magnification, over the slide or on a transparent ground; of an image on the map a GeoTIFF as well."""
     for scale in attention.scales:
         picture = draw_heatmap(scale, attention.level0_size, size, config.values)
+        name = f"{attention.slide_id}_{scale.magnification}"
+        if attention.georeference is not None:
+            write_geotiff(picture, attention.georeference, attention.level0_size, Path(config.out) / f"{name}.tif")
         if thumbnail is not None:
             picture = blend(thumbnail, picture, config.opacity)
-        with replacing(Path(config.out) / f"{attention.slide_id}_{scale.magnification}.png") as temporary:
+        with replacing(Path(config.out) / f"{name}.png") as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
 
 

@@ -2,6 +2,7 @@
 
 from mil.report.gallery import Gallery, GalleryPatch, read_gallery
 from mil.report.geojson import write_geojson
+from mil.report.geotiff import write_geotiff
 from mil.report.page import write_page
 
-__all__ = ["Gallery", "GalleryPatch", "read_gallery", "write_geojson", "write_page"]
+__all__ = ["Gallery", "GalleryPatch", "read_gallery", "write_geojson", "write_geotiff", "write_page"]

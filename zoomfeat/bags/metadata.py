@@ -77,6 +77,12 @@ class BagMetadata:
             return None
         return self.level0_width, self.level0_height
 
+    @property
+    def slide_reader(self) -> str:
+        """What opens the slide, for `zoomfeat.slides.Slide.open`; the usual one where the bag names no domain."""
+        domain = self.configuration.get("domain")
+        return str(domain.get("reader", "openslide")) if isinstance(domain, dict) else "openslide"
+
     def to_attributes(self) -> dict[str, Any]:
         """The fields as values that HDF5 attributes hold."""
         return {name: _encode(getattr(self, name)) for name in self._attribute_names()}
