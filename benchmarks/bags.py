@@ -20,9 +20,9 @@ from mil.cohort import find_bags
 from mil.dataset import load_instances, probe
 from zoomfeat.bags import hdf5
 from zoomfeat.commands.extract import extract_all
-from zoomfeat.conf.schema import BenchmarkConfig, EncoderConfig, ExtractConfig
+from zoomfeat.conf.schema import BenchmarkConfig, ExtractConfig
 from zoomfeat.encoders import PatchEncoder, encoder_info, encoder_names, load_encoder
-from zoomfeat.errors import BagInvalidError, ConfigurationError
+from zoomfeat.errors import BagInvalidError, ConfigurationError, ZoomfeatError
 from zoomfeat.extraction import SlideReport, bag_configuration, check_config, configuration_hash
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import PATCH_SIZE
@@ -37,13 +37,11 @@ class EncoderBags:
         encoder: what made them.
         folder: that holds them.
         cost: of their extraction.
-        failed: names of slides that could not be extracted.
     """
 
     encoder: EncoderFacts
     folder: Path
     cost: Cost
-    failed: tuple[str, ...] = ()
 
 
 def given_bags(bags: Any, encoders: Sequence[str]) -> dict[str, Path]:
@@ -79,30 +77,37 @@ def open_given(name: str, folder: Path) -> EncoderBags:
     return EncoderBags(_facts(name, folder), folder, Cost(bytes_per_slide=_mean_size(folder)))
 
 
-def extract_bags(name: str, cohort: CohortFiles, config: BenchmarkConfig, magnifications: Sequence[str], folder: Path,
-                 console: Console) -> EncoderBags:  # fmt: skip
-    """Extracts what is missing; bags in ``folder`` that another configuration or other weights made are made again.
+def extract_bags(
+    cohort: CohortFiles, config: BenchmarkConfig, magnifications: Sequence[str], folder: Path, console: Console
+) -> tuple[dict[str, EncoderBags], list[str]]:
+    """Extracts what is missing, with all encoders from one read of each slide.
+
+    Bags in ``folder`` that another configuration or other weights made are made again.
 
     Args:
-        name: of the encoder.
         cohort: its slides.
         config: of the command.
         magnifications: finest first.
-        folder: for the bags of this encoder.
+        folder: gets a folder of bags an encoder.
         console: where progress is shown.
 
-    Raises:
-        ConfigurationError: no slides, or an unknown encoder.
-        ZoomfeatError: weights are missing or do not fit.
+    Returns:
+        Encoder to bags, and what failed, a line each: encoders that cannot be loaded, slides that cannot be read.
     """
     assert cohort.slides is not None  # the caller has checked
-    make_folder(folder)
-    with console.status(f"loading {name}"):
-        encoder = load_encoder(name, magnifications[0], config.device)
+    encoders: list[PatchEncoder] = []
+    failures = []
+    for name in config.encoders:
+        try:
+            with console.status(f"loading {name}"):
+                options = config.encoder_options.get(name, {})
+                encoders.append(load_encoder(name, magnifications[0], config.device, **options))
+        except ZoomfeatError as error:
+            failures.append(f"{name}: {error}")
     extraction = ExtractConfig(
         slides=cohort.slides,
         out=str(folder),
-        encoder=EncoderConfig(name=name),
+        encoders=[encoder.name for encoder in encoders],
         magnifications=list(magnifications),
         min_tissue=cohort.min_tissue,
         device=config.device,
@@ -110,18 +115,25 @@ def extract_bags(name: str, cohort: CohortFiles, config: BenchmarkConfig, magnif
         workers=config.workers,
         preview=False,
     )
+    if not encoders:
+        return {}, failures
     check_config(extraction)
-    wanted = configuration_hash(bag_configuration(extraction, encoder))
-    for path in folder.glob("*.h5"):
-        if not _is_of(path, wanted):
-            path.unlink()
-    reports = extract_all(slides(cohort.slides), extraction, encoder, console)
-    failed = tuple(report.slide_id for report in reports if report.status == "failed")
-    for report in reports:
-        if report.status == "failed":
-            console.print(f"  {report.slide_id}: {report.error}. {report.cure}.", style="red", markup=False)
-    facts = replace(_facts(name, folder), note=encoder.note, flops_per_patch=_flops(encoder))
-    return EncoderBags(facts, folder, _cost(reports, folder, wanted), failed)
+    make_folder(folder)
+    wanted = {encoder.name: configuration_hash(bag_configuration(extraction, encoder)) for encoder in encoders}
+    for name, configuration in wanted.items():
+        for path in (folder / name).glob("*.h5"):
+            if not _is_of(path, configuration):
+                path.unlink()
+    reports = extract_all(slides(cohort.slides), extraction, encoders, console)
+    failures += [f"{r.encoder}, slide {r.slide_id}: {r.error}. {r.cure}" for r in reports if r.status == "failed"]
+    found = {}
+    for encoder in encoders:
+        mine = [report for report in reports if report.encoder == encoder.name and report.status != "failed"]
+        if mine:
+            place = folder / encoder.name
+            facts = replace(_facts(encoder.name, place), note=encoder.note, flops_per_patch=_flops(encoder))
+            found[encoder.name] = EncoderBags(facts, place, _cost(mine, place, wanted[encoder.name]))
+    return found, failures
 
 
 def content_sha256(folder: Path, slides: Sequence[str], scales: Sequence[str], cache: Path) -> str:
@@ -206,7 +218,7 @@ def _cost(reports: Sequence[SlideReport], folder: Path, wanted: str) -> Cost:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(known), encoding="utf-8")
     seconds, patches = (sum(each[i] for each in known["slides"].values()) for i in (0, 1))
-    complete = all(report.slide_id in known["slides"] for report in reports if report.status != "failed")
+    complete = all(report.slide_id in known["slides"] for report in reports)
     return Cost(
         patches_per_second=patches / seconds if seconds else None,
         extraction_seconds=seconds if complete and seconds else None,

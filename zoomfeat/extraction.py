@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoomfeat.bags import Bag, BagMetadata, ScaleFeatures
-from zoomfeat.conf.schema import ExtractConfig
+from zoomfeat.conf.schema import ENCODERS, ExtractConfig
 from zoomfeat.domains import DEFAULT, load_domain
 from zoomfeat.encoders import PatchEncoder
 from zoomfeat.errors import BagInvalidError, ConfigurationError, ZoomfeatError
+from zoomfeat.files import make_folder
 from zoomfeat.magnification import MAX_GRID, PATCH_SIZE, resolution
 from zoomfeat.slides import (
     Grid,
@@ -67,6 +68,7 @@ class SlideReport:
         error: what was found, one line.
         cure: what helps.
         details: the traceback of an error that zoomfeat does not know.
+        encoder: whose bag it is about.
     """
 
     slide_id: str
@@ -81,6 +83,7 @@ class SlideReport:
     error: str = ""
     cure: str = ""
     details: str = ""
+    encoder: str = ""
 
 
 class _Stages:
@@ -104,7 +107,8 @@ def check_config(config: ExtractConfig) -> None:
     """Refuses what cannot run before any slide is opened.
 
     Raises:
-        ConfigurationError: a number out of its range, an unknown domain, or an output folder inside the slide folder.
+        ConfigurationError: no encoder or one twice, a number out of its range, an unknown domain, or an output folder
+            inside the slide folder.
         MagnificationError: an unknown or repeated magnification.
     """
     if config.workers < 1:
@@ -119,6 +123,23 @@ def check_config(config: ExtractConfig) -> None:
         )
     if config.dtype not in ("float32", "float16"):
         raise ConfigurationError(f"dtype={config.dtype!r}; expected float32 or float16", cure="The default is float32")
+    if config.encoder is None and not config.encoders:
+        raise ConfigurationError(
+            "encoder= is missing (the patch encoder), and so is encoders= (several)",
+            cure=f"Use one of {', '.join(ENCODERS)}",
+        )
+    if config.encoder is not None and config.encoders:
+        raise ConfigurationError(
+            "encoder= and encoders= are both given",
+            cure="Use encoder= for one, whose bags go to out, or encoders= for several, whose bags go to out/ENCODER/",
+        )
+    if len(set(config.encoders)) < len(config.encoders):
+        raise ConfigurationError(f"an encoder is asked for twice in {config.encoders}", cure="Name each once")
+    if unused := config.encoder_options.keys() - set(config.encoders):
+        raise ConfigurationError(
+            f"encoder_options of {', '.join(sorted(unused))}, not among encoders={config.encoders}",
+            cure="The keys of one encoder are encoder.KEY",
+        )
     load_domain(config.domain).steps(config.magnifications)
     slides, out = Path(config.slides).resolve(), Path(config.out).resolve()
     if slides.is_dir() and (out == slides or slides in out.parents):
@@ -154,6 +175,12 @@ def configuration_hash(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
 
 
+def bag_path(config: ExtractConfig, encoder: str, slide_id: str) -> Path:
+    """Where a bag goes: into ``out``, or into a folder of its encoder there when several were asked for."""
+    folder = Path(config.out) / encoder if config.encoders else Path(config.out)
+    return folder / f"{slide_id}.h5"
+
+
 def extract_slide(
     entry: SlideEntry, config: ExtractConfig, encoder: PatchEncoder, advance: Advance = lambda done, total: None
 ) -> SlideReport:
@@ -168,15 +195,44 @@ def extract_slide(
     Returns:
         The report; a slide that cannot be extracted is a report with an error, never an exception.
     """
+    (report,) = extract_bags(entry, config, [encoder], advance)
+    return report
+
+
+def extract_bags(
+    entry: SlideEntry,
+    config: ExtractConfig,
+    encoders: Sequence[PatchEncoder],
+    advance: Advance = lambda done, total: None,
+) -> list[SlideReport]:
+    """Extracts one slide with several encoders from one read of it.
+
+    Its pixels are decoded once for all encoders whose bag is missing, and each bag is the one that its encoder alone
+    would have made. The features of all of them are in memory until the last patch is encoded.
+
+    Args:
+        entry: the slide.
+        config: checked by :func:`check_config`.
+        encoders: of different names, at any magnification of their ladders.
+        advance: told how many patches are encoded, each counted once an encoder.
+
+    Returns:
+        A report an encoder, in order. Stages that they share (open, tissue) count in each of them; ``encode`` is what
+        the encoder took and what all waited for pixels.
+    """
+    reports = {encoder.name: _earlier(entry, config, encoder) for encoder in encoders}
+    missing = [encoder for encoder in encoders if reports[encoder.name] is None]
     stages = _Stages()
     try:
-        return _extract(entry, config, encoder, advance, stages)
+        made = _extract(entry, config, missing, advance, stages) if missing else []
     except Exception as error:  # one slide never ends a run
-        return failure(entry, error, stages.name, stages.seconds)
+        made = [failure(entry, error, stages.name, stages.seconds, encoder.name) for encoder in missing]
+    reports |= {report.encoder: report for report in made}
+    return [report for report in reports.values() if report is not None]
 
 
 def failure(
-    entry: SlideEntry, error: Exception, stage: str = "", seconds: dict[str, float] | None = None
+    entry: SlideEntry, error: Exception, stage: str = "", seconds: dict[str, float] | None = None, encoder: str = ""
 ) -> SlideReport:
     """The report of a slide that an error ended; of one that zoomfeat does not know it keeps type, text and traceback.
 
@@ -185,8 +241,9 @@ def failure(
         error: what ended it, being handled.
         stage: where.
         seconds: stage to seconds until then.
+        encoder: whose bag it is about.
     """
-    report = SlideReport(entry.slide_id, entry.path, "failed", seconds=seconds or {}, stage=stage)
+    report = SlideReport(entry.slide_id, entry.path, "failed", seconds=seconds or {}, stage=stage, encoder=encoder)
     if isinstance(error, ZoomfeatError):
         return replace(report, error=error.problem, cure=error.cure)
     return replace(
@@ -198,15 +255,9 @@ def failure(
 
 
 def _extract(
-    entry: SlideEntry, config: ExtractConfig, encoder: PatchEncoder, advance: Advance, stages: _Stages
-) -> SlideReport:
-    out = Path(config.out)
-    bag_path = out / f"{entry.slide_id}.h5"
+    entry: SlideEntry, config: ExtractConfig, encoders: Sequence[PatchEncoder], advance: Advance, stages: _Stages
+) -> list[SlideReport]:
     domain = load_domain(config.domain)
-    configuration = bag_configuration(config, encoder)
-    if bag_path.exists() and not config.overwrite:
-        with stages("resume"):
-            return _existing(entry, bag_path, configuration)
     with stages("open"):
         slide = Slide.open(
             entry.path, mpp=entry.mpp, default_mpp=config.mpp, reader=domain.reader, decode=config.decode
@@ -217,33 +268,59 @@ def _extract(
             grid = make_grid(slide, mask, domain.steps(config.magnifications), config.min_tissue)
         if config.preview:
             with stages("preview"):
-                (out / "previews").mkdir(parents=True, exist_ok=True)
-                draw_preview(slide, mask, grid, out / "previews" / f"{entry.slide_id}.png")
+                previews = make_folder(Path(config.out) / "previews")
+                draw_preview(slide, mask, grid, previews / f"{entry.slide_id}.png")
         with stages("encode"):
-            features = encode_grid(slide, grid, encoder, config.batch_size, config.workers, advance)
-        with stages("write"):
-            bag = _make_bag(entry, slide, grid, mask.method, features, encoder, configuration)
-            bag.save(bag_path, dtype=config.dtype)
-    return SlideReport(
-        entry.slide_id,
-        entry.path,
-        "done",
-        patches={str(scale.magnification): len(scale.coords) for scale in grid.scales},
-        dropped=grid.dropped,
-        mpp=slide.mpp,
-        mpp_source=slide.mpp_source,
-        seconds=stages.seconds,
-    )
+            encoded = encode_grid(slide, grid, encoders, config.batch_size, config.workers, advance)
+        waited = stages.seconds["encode"] - sum(result.seconds for result in encoded)
+        reports = []
+        for encoder, result in zip(encoders, encoded, strict=True):
+            stages.seconds["encode"] = round(result.seconds + waited, 3)
+            try:
+                with stages("write"):
+                    path = bag_path(config, encoder.name, entry.slide_id)
+                    configuration = bag_configuration(config, encoder)
+                    bag = _make_bag(entry, slide, grid, mask.method, result.features, encoder, configuration)
+                    make_folder(path.parent)
+                    bag.save(path, dtype=config.dtype)
+            except Exception as error:  # the other bags are whole all the same
+                reports.append(failure(entry, error, stages.name, dict(stages.seconds), encoder.name))
+                continue
+            reports.append(
+                SlideReport(
+                    entry.slide_id,
+                    entry.path,
+                    "done",
+                    patches={str(scale.magnification): len(scale.coords) for scale in grid.scales},
+                    dropped=grid.dropped,
+                    mpp=slide.mpp,
+                    mpp_source=slide.mpp_source,
+                    seconds=dict(stages.seconds),
+                    encoder=encoder.name,
+                )
+            )
+    return reports
 
 
-def _existing(entry: SlideEntry, bag_path: Path, configuration: dict[str, Any]) -> SlideReport:
+def _earlier(entry: SlideEntry, config: ExtractConfig, encoder: PatchEncoder) -> SlideReport | None:
+    """The report of an earlier run's bag, of one that another configuration made as a failure; None without one."""
+    path = bag_path(config, encoder.name, entry.slide_id)
+    if config.overwrite or not path.exists():
+        return None
+    try:
+        return _existing(entry, path, bag_configuration(config, encoder), encoder.name)
+    except Exception as error:  # one slide never ends a run
+        return failure(entry, error, "resume", encoder=encoder.name)
+
+
+def _existing(entry: SlideEntry, path: Path, configuration: dict[str, Any], encoder: str) -> SlideReport:
     """The report of a bag that an earlier run made, if it is the one that this run would make."""
-    bag = Bag.open(bag_path)
+    bag = Bag.open(path)
     if bag.metadata.config_hash != configuration_hash(configuration):
         differences = _differences(bag.metadata.configuration, configuration)
         raise BagInvalidError(
             f"made with another configuration ({', '.join(differences[:4]) or 'unknown'})",
-            path=bag_path,
+            path=path,
             cure="Choose another out=, or overwrite=true to replace it",
         )
     return SlideReport(
@@ -254,6 +331,7 @@ def _existing(entry: SlideEntry, bag_path: Path, configuration: dict[str, Any]) 
         dropped=bag.metadata.dropped,
         mpp=bag.metadata.mpp_level0,
         mpp_source=bag.metadata.mpp_source,
+        encoder=encoder,
     )
 
 
@@ -270,33 +348,51 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "
     return found
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What one encoder made of a grid.
+
+    Attributes:
+        features: one array ``(N, dim)`` a scale.
+        seconds: that the encoder took.
+    """
+
+    features: list[NDArray[np.float32]]
+    seconds: float
+
+
 def encode_grid(
-    slide: Slide, grid: Grid, encoder: PatchEncoder, batch_size: int, workers: int, advance: Advance
-) -> list[NDArray[np.float32]]:
-    """Features of every patch of a grid, one array ``(N, dim)`` a scale.
+    slide: Slide, grid: Grid, encoders: Sequence[PatchEncoder], batch_size: int, workers: int, advance: Advance
+) -> list[Encoded]:
+    """Features of every patch of a grid by every encoder, each region of the slide being read once.
 
     Args:
         slide: where the pixels are.
         grid: which patches.
-        encoder: run at each scale's magnification.
-        batch_size: patches a call of the encoder.
+        encoders: each is run at each scale's magnification.
+        batch_size: patches a call of an encoder.
         workers: threads that read ahead.
-        advance: told of progress after every call of the encoder.
+        advance: told of progress after every call of an encoder.
     """
-    encoders = [encoder.at(scale.magnification) for scale in grid.scales]
-    features = [np.empty((len(scale.coords), encoder.dim), np.float32) for scale in grid.scales]
+    scaled = [[encoder.at(scale.magnification) for scale in grid.scales] for encoder in encoders]
+    features = [[np.empty((len(scale.coords), e.dim), np.float32) for scale in grid.scales] for e in encoders]
+    seconds = [0.0] * len(encoders)
     waiting: list[list[tuple[int, NDArray[np.uint8]]]] = [[] for _ in grid.scales]
-    total = sum(len(scale.coords) for scale in grid.scales)
+    total = len(encoders) * sum(len(scale.coords) for scale in grid.scales)
     done = 0
 
     def encode(i: int, count: int) -> None:
         nonlocal done
         batch, waiting[i] = waiting[i][:count], waiting[i][count:]
         rows = np.array([row for row, _ in batch])
-        context = _context(slide, grid.scales[i], rows, encoders[i], batch_size)
-        features[i][rows] = encoders[i](np.stack([patch for _, patch in batch]), context)
-        done += len(batch)
-        advance(done, total)
+        patches = np.stack([patch for _, patch in batch])
+        for j, encoder in enumerate(scales[i] for scales in scaled):
+            start = time.perf_counter()
+            context = _context(slide, grid.scales[i], rows, encoder, batch_size)
+            features[j][i][rows] = encoder(patches, context)
+            seconds[j] += time.perf_counter() - start
+            done += len(batch)
+            advance(done, total)
 
     advance(0, total)
     for parts in _read_ahead(lambda region: read_region(slide, region), regions(grid), workers):
@@ -307,7 +403,7 @@ def encode_grid(
     for i, rest in enumerate(waiting):
         if rest:
             encode(i, len(rest))
-    return features
+    return [Encoded(arrays, took) for arrays, took in zip(features, seconds, strict=True)]
 
 
 def _read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
@@ -419,6 +515,8 @@ def report_row(report: SlideReport, magnifications: Sequence[str]) -> dict[str, 
     row = asdict(report)
     patches, dropped, seconds, mpp = (row.pop(name) for name in ("patches", "dropped", "seconds", "mpp"))
     row.pop("details")
+    if not row["encoder"]:
+        row.pop("encoder")
     row["mpp_x"], row["mpp_y"] = mpp or ("", "")
     row |= {f"patches_{name}": patches.get(name, "") for name in magnifications}
     row["dropped"] = "; ".join(f"{reason} {count}" for reason, count in dropped.items())

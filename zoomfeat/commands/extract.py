@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zoomfeat.conf.schema import ExtractConfig
+from zoomfeat.conf.schema import EncoderConfig, ExtractConfig
 from zoomfeat.domains import load_domain
-from zoomfeat.encoders import PatchEncoder, load_encoder
-from zoomfeat.extraction import SlideReport, check_config, extract_slide, report_row
+from zoomfeat.encoders import PatchEncoder, encoder_options, load_encoder
+from zoomfeat.extraction import SlideReport, check_config, extract_bags, report_row
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import Magnification, resolution
 from zoomfeat.progress import progress_bar
@@ -26,21 +26,37 @@ def run(config: ExtractConfig) -> int:
     """Extracts every slide; 1 when any failed."""
     console = Console()
     check_config(config)
+    choices = chosen_encoders(config)
     entries = slides(config.slides)
     out = make_folder(Path(config.out))
-    options = {key: value for key, value in asdict(config.encoder).items() if key != "name"}
-    with console.status(f"loading {config.encoder.name}"):
-        encoder = load_encoder(config.encoder.name, _steps(config)[0], config.device, **options)
+    encoders = []
+    for choice in choices:
+        options = {key: value for key, value in asdict(choice).items() if key != "name"}
+        with console.status(f"loading {choice.name}"):
+            encoders.append(load_encoder(choice.name, _steps(config)[0], config.device, **options))
     _write_config(config, out)
-    reports = extract_all(entries, config, encoder, console)
-    console.print(summary_table(reports, config, encoder))
-    if encoder.note:
-        console.print(f"NOTE {escape(encoder.note)}", style="bold yellow", highlight=False)
+    reports = extract_all(entries, config, encoders, console)
+    console.print(summary_table(reports, config, encoders))
+    for encoder in encoders:
+        if encoder.note:
+            about = f"{encoder.name}: " if config.encoders else ""
+            console.print(f"NOTE {escape(about + encoder.note)}", style="bold yellow", highlight=False)
     return conclude(reports, out, console)
 
 
+def chosen_encoders(config: ExtractConfig) -> list[EncoderConfig]:
+    """The encoders that ``encoder=`` or ``encoders=`` names, each with its options.
+
+    Raises:
+        ConfigurationError: an unknown encoder or option.
+    """
+    if config.encoder is not None:
+        return [config.encoder]
+    return [encoder_options(name, **config.encoder_options.get(name, {})) for name in config.encoders]
+
+
 def extract_all(
-    entries: list[SlideEntry], config: ExtractConfig, encoder: PatchEncoder, console: Console
+    entries: list[SlideEntry], config: ExtractConfig, encoders: Sequence[PatchEncoder], console: Console
 ) -> list[SlideReport]:
     """Extracts slides one after the other, with progress; the report file grows with every slide."""
     reports: list[SlideReport] = []
@@ -49,16 +65,22 @@ def extract_all(
         patches = progress.add_task("", total=None, unit="patches")
         for entry in entries:
             progress.reset(patches, description=escape(entry.slide_id), total=None)
-            report = extract_slide(
-                entry, config, encoder, lambda done, total: progress.update(patches, completed=done, total=total)
+            made = extract_bags(
+                entry, config, encoders, lambda done, total: progress.update(patches, completed=done, total=total)
             )
-            reports.append(report)
-            if report.status == "failed":
-                progress.console.print(f"[red]failed[/] {escape(report.slide_id)} ({report.stage})", highlight=False)
+            reports += made
+            for report in made:
+                if report.status == "failed":
+                    what = f"{_subject(report, several=bool(config.encoders))} ({report.stage})"
+                    progress.console.print(f"[red]failed[/] {escape(what)}", highlight=False)
             write_report(reports, [str(m) for m in _steps(config)], Path(config.out))
             progress.advance(cohort)
         progress.remove_task(patches)
     return reports
+
+
+def _subject(report: SlideReport, several: bool) -> str:
+    return f"{report.slide_id}, {report.encoder}" if several else report.slide_id
 
 
 def _steps(config: ExtractConfig) -> tuple[Magnification, ...]:
@@ -71,47 +93,54 @@ def _write_config(config: ExtractConfig, out: Path) -> None:
 
 
 def write_report(reports: list[SlideReport], magnifications: Sequence[str], out: Path) -> None:
-    """Writes ``report.csv``, and the traceback of the last slide where it has one."""
+    """Writes ``report.csv``, and the tracebacks of the last slide where it has any."""
     with replacing(out / "report.csv") as path:
         pd.DataFrame([report_row(report, magnifications) for report in reports]).to_csv(path, index=False)
-    last = reports[-1]
-    if last.details:
-        with replacing(make_folder(out / "failures") / f"{last.slide_id}.txt") as path:
-            path.write_text(last.details, encoding="utf-8")
+    last = reports[-1].slide_id
+    if details := dict.fromkeys(report.details for report in reports if report.slide_id == last and report.details):
+        with replacing(make_folder(out / "failures") / f"{last}.txt") as path:
+            path.write_text("\n".join(details), encoding="utf-8")
 
 
-def summary_table(reports: list[SlideReport], config: ExtractConfig, encoder: PatchEncoder) -> Table:
-    """The run as a table, a row a slide."""
+def summary_table(reports: list[SlideReport], config: ExtractConfig, encoders: Sequence[PatchEncoder]) -> Table:
+    """The run as a table, a row a bag."""
     names = [str(m) for m in _steps(config)]
-    width = (
-        f"{encoder.dim} features" if len(names) == 1 else f"{encoder.dim} features, {encoder.dim * len(names)} fused"
+    title = "; ".join(
+        f"{encoder.name}: {encoder.dim} features" + (f", {encoder.dim * len(names)} fused" if len(names) > 1 else "")
+        for encoder in encoders
     )
-    table = Table(title=f"{encoder.name}: {width}", title_justify="left")
-    for heading in ("slide", "status", *names, "pixel", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("slide", "status") else "right")
+    table = Table(title=title, title_justify="left")
+    left = ["slide", "encoder", "status"] if config.encoders else ["slide", "status"]
+    for heading in (*left, *names, "pixel", "seconds"):
+        table.add_column(heading, justify="left" if heading in left else "right")
     for report in reports:
         mpp = "" if report.mpp is None else " x ".join(resolution(value) for value in dict.fromkeys(report.mpp))
         counts = (str(report.patches.get(name, "")) for name in names)
-        table.add_row(escape(report.slide_id), report.status, *counts, mpp, f"{sum(report.seconds.values()):.1f}")
+        subject = [report.slide_id, report.encoder] if config.encoders else [report.slide_id]
+        table.add_row(*map(escape, subject), report.status, *counts, mpp, f"{sum(report.seconds.values()):.1f}")
     return table
 
 
 def conclude(reports: list[SlideReport], out: Path, console: Console) -> int:
     """Prints the failed slides with their cures and the counts of all; the exit code, 1 where any failed."""
     failed = [report for report in reports if report.status == "failed"]
+    count = len({report.slide_id for report in reports})
+    several = count < len(reports)
     if failed:
         table = Table(title="failed", title_justify="left", title_style="red")
         for heading in ("slide", "stage", "error", "cure"):
             table.add_column(heading, overflow="fold")
         for report in failed:
-            table.add_row(*(escape(text) for text in (report.slide_id, report.stage, report.error, report.cure)))
+            subject = _subject(report, several)
+            table.add_row(*(escape(text) for text in (subject, report.stage, report.error, report.cure)))
         console.print(table)
     done = sum(report.status == "done" for report in reports)
     exists = sum(report.status == "exists" for report in reports)
-    slides_word = "slide" if len(reports) == 1 else "slides"
+    subjects = f"{count} slide" if count == 1 else f"{count} slides"
+    if several:
+        subjects = f"{len(reports)} bags of {subjects}"
     console.print(
-        f"{len(reports)} {slides_word}: {done} done, {exists} existed, {len(failed)} failed. "
-        f"Report: {out / 'report.csv'}",
+        f"{subjects}: {done} done, {exists} existed, {len(failed)} failed. Report: {out / 'report.csv'}",
         soft_wrap=True,
         highlight=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +61,8 @@ def _explained_lines(config: DictConfig, kind: type, indent: str = "") -> list[t
     for name, meaning in schema.explanations(kind).items():
         if OmegaConf.is_missing(config, name):
             lines.append((f"{indent}{name}: ???", meaning))
+        elif OmegaConf.get_type(config, name) is dict:
+            lines.append((f"{indent}{name}: {json.dumps(OmegaConf.to_container(config[name]))}", meaning))
         elif isinstance(config[name], DictConfig):
             lines.append((f"{indent}{name}:", meaning))
             options = OmegaConf.get_type(config[name])
@@ -98,6 +101,13 @@ def _quoted(word: str) -> str:
     name, equals, value = word.partition("=")
     if not equals:
         raise ConfigurationError(f"{word!r} is not key=value", cure="Write for example out=bags")
+    if name == "encoder_options":
+        raise ConfigurationError(
+            "encoder_options= is set key by key", cure="Write for example encoder_options.uni.weights=uni.bin"
+        )
+    if name.startswith("encoder_options."):  # its keys are names of encoders, which Hydra does not know to expect
+        options = _quoted(f"encoder.{name.split('.', 2)[-1]}={value}")
+        return f"++{name}={options.partition('=')[2]}"
     plain = value in ("", "null") or re.fullmatch(r"[\w./~:@%+-]+", value, re.ASCII)
     mapping = name == "bags" and value.startswith("{")
     if name in _VERBATIM and not plain and not mapping:

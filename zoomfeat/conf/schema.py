@@ -11,9 +11,9 @@ from typing import Any
 
 
 def key(default: Any, meaning: str) -> Any:
-    """A field with an explanation; lists are copied for each instance."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": meaning})
+    """A field with an explanation; lists and dictionaries are copied for each instance."""
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata={"help": meaning})
     return field(default=default, metadata={"help": meaning})
 
 
@@ -68,8 +68,14 @@ class ExtractConfig:
         REQUIRED, "folder of slides (searched below too), one slide, or a manifest CSV: path[,slide_id][,mpp]"
     )
     out: str = key(REQUIRED, "folder for the bags, report.csv, config.yaml and previews; not inside the slide folder")
-    encoder: EncoderConfig = key(
-        REQUIRED, "patch encoder, for example encoder=zoomldm-brca; its keys follow as encoder.KEY"
+    encoder: EncoderConfig | None = key(
+        None, "patch encoder, for example encoder=zoomldm-brca; its keys follow as encoder.KEY"
+    )
+    encoders: list[str] = key(
+        [], "several instead, from one read of each slide: encoders=[zoomldm-brca,uni]; bags go to out/ENCODER/"
+    )
+    encoder_options: dict[str, Any] = key(
+        {}, "their keys, each as encoder_options.ENCODER.KEY: encoder_options.uni.weights=uni.bin"
     )
     domain: str = key("brca", "kind of images: brca (histology), naip (aerial), or a YAML file: docs/satellite.md")
     magnifications: list[str] | None = key(
@@ -472,6 +478,9 @@ class BenchmarkConfig:
         None, "bags that you have: a folder with one folder an encoder in it, or {encoder:folder}; null: extract"
     )
     slides: str | None = key(None, "folder of slides or manifest CSV to extract from, for tasks that bring none")
+    encoder_options: dict[str, Any] = key(
+        {}, "keys of encoders, each as encoder_options.ENCODER.KEY: encoder_options.uni.weights=uni.bin"
+    )
     data: str | None = key(None, "what else a task needs: folder of its tables, an archive, or images; it says which")
     model: str | None = key(None, "of generation tasks: zoomldm-brca, zoomldm-tiny, or a path; null: that of the task")
     cdm: str | None = key(None, "its conditioning model: a folder or checkpoint; null: the model's own")

@@ -46,7 +46,9 @@ class TimmEncoder(PatchEncoder):
         self, info: EncoderInfo, network: nn.Module, magnification: str | Magnification, device: str, note: str = ""
     ) -> None:
         super().__init__(magnification, device)
-        assert info.input_size and info.mean and info.std
+        assert info.input_size is not None
+        assert info.mean is not None
+        assert info.std is not None
         self.name = info.name
         self.dim = info.dim
         self.note = note

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-from zoomfeat.conf.schema import explanations
+from zoomfeat.conf.schema import EncoderConfig, explanations
 from zoomfeat.encoders.base import PatchEncoder
 from zoomfeat.encoders.info import EncoderInfo
 from zoomfeat.errors import ConfigurationError
@@ -87,13 +87,13 @@ def _builder(name: str) -> Builder:
 
 
 def load_encoder(
-    name: str, magnification: str | Magnification | None = None, device: str = "auto", **options: Any
+    name: str, magnification: str | Magnification = "20x", device: str = "auto", **options: Any
 ) -> PatchEncoder:
     """Builds an encoder by name.
 
     Args:
         name: see :func:`encoder_names`.
-        magnification: what its patches are seen at, for example ``"5x"``; None: the finest that it knows.
+        magnification: what its patches are seen at, for example ``"5x"``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` and so on.
         options: the encoder's own, for example ``taps=["mid"]`` or ``weights="folder"``.
 
@@ -101,9 +101,17 @@ def load_encoder(
         ConfigurationError: an unknown encoder or option (the nearest known one is named).
         CheckpointMismatchError: weights that do not fit.
     """
-    builder = _builder(name)
-    options_type = get_type_hints(builder)["options"]
-    known = explanations(options_type).keys() - {"name"}
+    return _builder(name)(encoder_options(name, **options), magnification, device)
+
+
+def encoder_options(name: str, **options: Any) -> EncoderConfig:
+    """What an encoder would be built with, checked by name.
+
+    Raises:
+        ConfigurationError: an unknown encoder or option (the nearest known one is named).
+    """
+    kind = get_type_hints(_builder(name))["options"]
+    known = explanations(kind).keys() - {"name"}
     for option in options:
         if option not in known:
             near = difflib.get_close_matches(option, known, n=1)
@@ -111,4 +119,4 @@ def load_encoder(
             raise ConfigurationError(
                 f"encoder {name} has no option {option!r}", cure=f"{hint}It has {', '.join(sorted(known)) or 'none'}"
             )
-    return builder(options_type(name=name, **options), magnification, device)
+    return kind(name=name, **options)
