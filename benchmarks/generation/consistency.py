@@ -1,19 +1,17 @@
-"""How well large images agree with their guide, and what that costs.
+"""How well large images agree with their guide, and what that costs: ``python -m benchmarks.generation.consistency``.
 
-Three images a region from one seed, all by the same model: unguided, by finite differences (forward passes only), by
-backpropagation at an equal number of forward passes of the denoiser. Reported are the mean squared difference between
-the guide's patch and the mosaic seen from afar, time, and the peak memory of a fresh process beyond what loading took.
-
-``python -m benchmarks.generation.consistency SLIDE... --guide 5x --regions 2``
+Images of the same regions and seeds, by the same model: unguided, by finite differences (forward passes only), by
+backpropagation with as many pulls, and by backpropagation with as many calls of the denoiser. Every way has a process
+of its own. Reported are the mean squared difference between the guide's patch and the mosaic seen from afar (of values
+in [-1, 1]), CPU time of the joint pass, and the peak of memory above the loaded model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import resource
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,15 +21,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from safetensors.torch import load_file
+from torch import Tensor
 
-from benchmarks.generation.regions import TissueRegion, load, tissue_regions
-from generation.joint_sampling import SEAM_STRIDE
+from benchmarks.generation.regions import DATA, TissueRegion, load, regions_at
+from benchmarks.generation.results import FOLDER, Results, facts
+from generation.joint_sampling import SEAM_STRIDE, Sampled
+from generation.large_image import merge
 from generation.pipelines.joint import JointMultiScalePipeline
 from generation.resize import downscale
-
-RESULTS = Path(__file__).parent / "results"
+from zoomfeat.magnification import BRCA, Magnification
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,23 @@ class Way:
     Attributes:
         name: shown.
         options: of the pipeline.
-        passes: forward passes of the denoiser, for each patch and noise level.
-        backward: the same through which it backpropagates.
+        calls: of the denoiser, for each patch and noise level; with guidance, both passes are one.
+        backward: calls through which it backpropagates.
     """
 
     name: str
     options: dict[str, Any]
-    passes: int
+    calls: int
     backward: int = 0
 
 
 def ways(pulls: int) -> list[Way]:
-    """Unguided; ``pulls`` by finite differences; as many by backpropagation; and those of an equal number of passes."""
+    """Unguided; ``pulls`` by finite differences; as many by backpropagation; and those of equally many calls."""
     return [
         Way("unguided", {"pulls": 0}, 1),
-        Way("differences", {"pulls": pulls}, 1 + 2 * pulls),
-        Way("gradient, equal pulls", {"pulls": pulls, "by": "gradient"}, 1 + pulls, pulls),
-        Way("gradient, equal passes", {"pulls": 2 * pulls, "by": "gradient"}, 1 + 2 * pulls, 2 * pulls),
+        Way("forward passes only", {"pulls": pulls}, 1 + 2 * pulls),
+        Way("backpropagation, equal pulls", {"pulls": pulls, "by": "gradient"}, 1 + pulls, pulls),
+        Way("backpropagation, equal calls", {"pulls": 2 * pulls, "by": "gradient"}, 1 + 2 * pulls, 2 * pulls),
     ]
 
 
@@ -68,103 +67,149 @@ class Outcome:
     Attributes:
         way: its name.
         region: where.
-        difference: mean squared difference from the guide, of values in [-1, 1], before the pass against seams.
+        difference: mean squared difference from the guide before the pass against seams.
         after_seams: the same after it.
-        seconds: of the joint pass.
-        memory: peak beyond what the loaded model took, MB.
+        cpu: seconds of the joint pass.
+        memory: peak above the loaded model, MB, of this region and those before it.
     """
 
     way: str
     region: str
     difference: float
     after_seams: float
-    seconds: float
+    cpu: float
     memory: float
 
 
-def measure(model: str, way: Way, region: TissueRegion, guide: str, steps: int, threads: int) -> Outcome:
-    """One image, in a process of its own: a process's peak memory never falls."""
-    torch.set_num_threads(threads)
-    pipe = JointMultiScalePipeline.over(load(model))
+@dataclass(frozen=True)
+class Job:
+    """What every way is measured with."""
+
+    model: str
+    step: Magnification
+    steps: int
+    seams: int
+    threads: int
+
+
+def measure(job: Job, way: Way, regions: list[TissueRegion]) -> list[Outcome]:
+    """One way on several regions; for a process of its own, whose peak memory is read."""
+    torch.set_num_threads(job.threads)
+    pipe = JointMultiScalePipeline.over(load(job.model))
     pipe.set_progress_bar_config(disable=True)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    began = time.perf_counter()
-    options = {"num_inference_steps": steps, **way.options}
-    sampled = pipe.sample(region.embeddings, guide, seam_start=0, generator=torch.Generator().manual_seed(0), **options)
-    seconds = time.perf_counter() - began
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-    difference = _difference(pipe, sampled)
-    smoothed = pipe.sample(
-        region.embeddings, guide, seam_start=6 * SEAM_STRIDE, generator=torch.Generator().manual_seed(0), **options
-    )
-    return Outcome(way.name, region.name, difference, _difference(pipe, smoothed), seconds, memory)
+    loaded = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading (Linux, proc(5))
+    outcomes = []
+    for seed, region in enumerate(regions):
+        watch = _JointPass(way.calls * job.step.grid**2 * job.steps + job.steps)
+        with tempfile.TemporaryDirectory() as folder:
+            state = Path(folder) / "state"
+            sampled = pipe.sample(
+                region.embeddings,
+                job.step,
+                num_inference_steps=job.steps,
+                seam_start=job.seams * SEAM_STRIDE,
+                generator=torch.Generator().manual_seed(seed),
+                state=state,
+                save_every=1000,  # at the end only
+                progress=watch,
+                **way.options,
+            )
+            patches = load_file(state)[pipe.ladder.steps[0].name]  # as the joint pass left them
+        memory = _memory("VmHWM") - loaded
+        before = _difference(pipe, sampled, merge(patches, job.step.grid))
+        after = _difference(pipe, sampled, sampled.latent)
+        outcomes.append(Outcome(way.name, region.name, before, after, watch.seconds, memory))
+    return outcomes
 
 
-def _difference(pipe: JointMultiScalePipeline, sampled: Any) -> float:
+class _JointPass:
+    """CPU seconds until so many forward passes of the denoiser are done."""
+
+    def __init__(self, passes: int) -> None:
+        self._passes, self._began, self.seconds = passes, time.process_time(), 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if done == self._passes:
+            self.seconds = time.process_time() - self._began
+
+
+def _difference(pipe: JointMultiScalePipeline, sampled: Sampled, latent: Tensor) -> float:
     (guide,) = sampled.coarser.values()
-    seen, wanted = (2 * pipe.picture(latent, "pt") - 1 for latent in (sampled.latent, guide))
+    seen, wanted = (2 * pipe.picture(part, "pt") - 1 for part in (latent, guide))
     return float((downscale(seen, seen.shape[-1] // wanted.shape[-1]) - wanted).square().mean())
 
 
+def _memory(field: str) -> float:
+    """MB of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
 def main() -> None:
-    """Measures and writes a table."""
+    """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("slides", type=Path, nargs="+")
+    parser.add_argument("data", type=Path, nargs="?", default=DATA, help="folder of the test data")
     parser.add_argument("--model", default="zoomldm-tiny")
-    parser.add_argument("--guide", default="5x")
-    parser.add_argument("--regions", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guide", default="10x", help="above 10x the held-out pictures are continued by mirroring")
+    parser.add_argument("--regions", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--pulls", type=int, default=2)
+    parser.add_argument("--seams", type=int, default=6, help="steps of the pass against seams")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS / "consistency.json")
-    arguments = parser.parse_args()
-    regions = tissue_regions(load(arguments.model), arguments.slides, arguments.guide, arguments.regions)
-    outcomes = []
-    console = Console()
-    context = multiprocessing.get_context("spawn")
-    for region in regions:
-        for way in ways(arguments.pulls):
-            with context.Pool(1) as pool:
-                job = (arguments.model, way, region, arguments.guide, arguments.steps, arguments.threads)
-                outcomes.append(pool.apply(measure, job))
-            console.print(outcomes[-1])
-    show(outcomes, arguments.pulls, console)
-    arguments.out.parent.mkdir(exist_ok=True)
-    facts = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "slides")}
-    arguments.out.write_text(json.dumps({"settings": facts, "outcomes": [asdict(o) for o in outcomes]}, indent=1))
+    parser.add_argument("--out", type=Path, default=FOLDER / "consistency.json")
+    options = parser.parse_args()
+    pipe = load(options.model)
+    step = BRCA[options.guide]
+    chosen = {name: getattr(options, name) for name in ("guide", "regions", "steps", "pulls", "seams", "threads")}
+    results = Results.open(options.out, facts(pipe, options.model) | chosen)
+    job = Job(options.model, step, options.steps, options.seams, options.threads)
+    regions = regions_at(pipe, options.data, step, options.regions)
+    for way in ways(options.pulls):
+        if not results.find(way=way.name):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                outcomes = pool.apply(measure, (job, way, regions))
+            for outcome in outcomes:
+                results.add(asdict(outcome))
+    show(results, options.pulls)
 
 
-def show(outcomes: list[Outcome], pulls: int, console: Console) -> None:
-    """A row a way: means over the regions, and ratios to finite differences."""
-    table = Table(title="agreement with the guide")
-    for column in ("way", "passes", "backward", "difference", "after seams", "s", "peak MB", "time x", "memory x"):
-        table.add_column(column, justify="left" if column == "way" else "right")
+def show(results: Results, pulls: int) -> None:
+    """A row a way: means over the regions, and what is relative to forward passes only."""
+    columns = ("way", "denoiser calls", "of them backward", "difference", "after seams", "CPU s", "peak MB")
     means = {}
     for way in ways(pulls):
-        chosen = [o for o in outcomes if o.way == way.name]
-        means[way.name] = [
-            float(np.mean([getattr(o, name) for o in chosen]))
-            for name in ("difference", "after_seams", "seconds", "memory")
-        ]
-    base = means["differences"]
-    for way in ways(pulls):
-        difference, after, seconds, memory = means[way.name]
-        table.add_row(
+        chosen = results.find(way=way.name)
+        means[way.name] = {
+            name: float(np.mean([row[name] for row in chosen])) for name in ("difference", "after_seams", "cpu")
+        }
+        means[way.name]["memory"] = max(row["memory"] for row in chosen)
+    rows = [
+        (
             way.name,
-            str(way.passes),
+            str(way.calls),
             str(way.backward),
-            f"{difference:.5f}",
-            f"{after:.5f}",
-            f"{seconds:.1f}",
-            f"{memory:.0f}",
-            f"{seconds / base[2]:.2f}",
-            f"{memory / base[3]:.2f}",
+            *(f"{means[way.name][name]:.4f}" for name in ("difference", "after_seams")),
+            *(f"{means[way.name][name]:.{digits}f}" for name, digits in (("cpu", 1), ("memory", 0))),
         )
-    console.print(table)
-    console.print(
-        f"difference from the guide, unguided / differences: {means['unguided'][0] / base[0]:.1f} before the pass "
-        f"against seams, {means['unguided'][1] / base[1]:.1f} after it"
-    )
+        for way in ways(pulls)
+    ]
+    unguided, base, *others = (means[way.name] for way in ways(pulls))
+    factors = [
+        row["difference"] / results.find(way=ways(pulls)[1].name, region=row["region"])[0]["difference"]
+        for row in results.find(way="unguided")
+    ]
+    notes = [
+        f"unguided / forward passes only: the difference is {unguided['difference'] / base['difference']:.1f} times "
+        f"({min(factors):.1f} to {max(factors):.1f} on single regions), after the pass against seams "
+        f"{unguided['after_seams'] / base['after_seams']:.1f} times",
+        *(
+            f"{way.name} / forward passes only: CPU time {other['cpu'] / base['cpu']:.2f}, peak memory "
+            f"{other['memory'] / base['memory']:.2f}, difference {other['difference'] / base['difference']:.2f}"
+            for way, other in zip(ways(pulls)[2:], others, strict=True)
+        ),
+    ]
+    results.report(columns, rows, notes)
 
 
 if __name__ == "__main__":

@@ -1,118 +1,125 @@
-"""A large image from the command line: time, peak memory, seams, its um/px in OpenSlide, and a kill in the middle.
+"""Large images from the command line: ``python -m benchmarks.generation.large --guide 10x 5x 2.5x 1.25x``.
 
-``zoomfeat generate-large`` runs twice on a region of a slide: once through, and once killed at a third and started
-again; the two files must be identical.
-
-``python -m benchmarks.generation.large SLIDE --guide 1.25x`` (about an hour on two cores; ``--guide 5x`` is a minute)
+For each guide ``zoomfeat generate-large`` runs twice, side by side with one thread each: once through, and once killed
+(SIGKILL) in the middle and started again; the two files must be identical. Reported are CPU time and peak memory of the
+run without a kill, what OpenSlide says of its file, and the measure of seams. Without a slide, the conditioning model
+draws the guide.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import openslide
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from zoomfeat.magnification import PATCH_SIZE
+from benchmarks.generation.regions import load
+from benchmarks.generation.results import FOLDER, Results, facts
+from generation.joint_sampling import SEAM_STRIDE
+from generation.sampling_progress import duration
+from zoomfeat.files import make_folder, replacing
+from zoomfeat.magnification import BRCA, PATCH_SIZE
 
-RESULTS = Path(__file__).parent / "results"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was found.
-
-    Attributes:
-        width: px.
-        height: px.
-        mpp: um/px as OpenSlide says.
-        seconds: of the run without a kill.
-        memory: its peak, MB.
-        seam_ratio: mean absolute difference of neighbouring pixels across the borders of 20x patches, against all
-            others.
-        identical: whether the run that was killed ended with the same file.
-    """
-
-    width: int
-    height: int
-    mpp: float
-    seconds: float
-    memory: float
-    seam_ratio: float
-    identical: bool | None
+_SEAM_STEPS = 300 // SEAM_STRIDE
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("slide", type=Path)
-    parser.add_argument("--model", default="zoomldm-tiny")
-    parser.add_argument("--guide", default="1.25x")
-    parser.add_argument("--x", type=int, default=0)
+    parser.add_argument("slide", type=Path, nargs="?", help="whose region's embeddings are the condition")
+    parser.add_argument("--x", type=int, default=0, help="left edge of the region, level-0 px")
     parser.add_argument("--y", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pulls", type=int, default=2)
-    parser.add_argument("--work", type=Path, default=Path("large"), help="folder for the images")
-    parser.add_argument("--once", action="store_true", help="without the run that is killed")
-    parser.add_argument("--out", type=Path, default=RESULTS / "large.json")
-    arguments = parser.parse_args()
+    parser.add_argument("--model", default="zoomldm-tiny")
+    parser.add_argument("--guide", nargs="+", default=["10x", "5x", "2.5x", "1.25x"])
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--pulls", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="folder for the images; default: they are not kept")
+    parser.add_argument("--out", type=Path, default=FOLDER / "large.json")
+    options = parser.parse_args()
+    pipe = load(options.model)
     words = [
-        sys.executable, "-m", "zoomfeat.cli", "generate-large", f"guide={arguments.guide}", f"model={arguments.model}",
-        f"slide={arguments.slide}", f"x={arguments.x}", f"y={arguments.y}", "mpp=0.5", f"steps={arguments.steps}",
-        f"pulls={arguments.pulls}", "device=cpu", "ssl_encoder=efficientnet-lite0",
-    ]  # fmt: skip
-    began = time.monotonic()
-    memory = _run(words, arguments.work / "whole")
-    seconds = time.monotonic() - began
-    (whole,) = (arguments.work / "whole").glob("*.tiff")
-    identical = None
-    if not arguments.once:
-        _kill_after(words, arguments.work / "killed", arguments.steps // 3)
-        _run(words, arguments.work / "killed")
-        identical = whole.read_bytes() == (arguments.work / "killed" / whole.name).read_bytes()
-    with openslide.OpenSlide(whole) as slide:
-        width, height = slide.dimensions
-        mpp = float(slide.properties["openslide.mpp-x"])
-        image = np.asarray(slide.read_region((0, 0), 0, (width, height)).convert("RGB"))
-    outcome = Outcome(width, height, mpp, seconds, memory, seam_ratio(image), identical)
-    Console().print(outcome)
-    arguments.out.parent.mkdir(exist_ok=True)
-    facts = {name: str(value) for name, value in vars(arguments).items() if name not in ("out", "work", "slide")}
-    arguments.out.write_text(json.dumps({"settings": facts, "outcome": asdict(outcome)}, indent=1))
+        *(sys.executable, "-m", "zoomfeat.cli", "generate-large", f"model={options.model}", "device=cpu"),
+        *(f"steps={options.steps}", f"pulls={options.pulls}"),
+    ]
+    condition = "drawn"
+    if options.slide is not None:
+        condition = f"{options.slide.name} x={options.x} y={options.y}"
+        encoder = pipe.config.ssl_encoder
+        words += [f"slide={options.slide}", f"x={options.x}", f"y={options.y}", "mpp=0.5", f"ssl_encoder={encoder}"]
+    settings = facts(pipe, options.model) | {"condition": condition, "steps": options.steps, "pulls": options.pulls}
+    results = Results.open(options.out, settings)
+    for guide in options.guide:
+        if not results.find(guide=guide):
+            with Console(stderr=True).status(f"guide at {guide}"):
+                results.add({"guide": guide} | measure([*words, f"guide={guide}"], options.steps, options.keep))
+    show(results, options.pulls)
 
 
-def _run(words: list[str], out: Path) -> float:
-    """Runs the command to its end; its peak memory in MB."""
-    process = subprocess.Popen([*words, f"out={out}"], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"the command failed ({status})")
-    return usage.ru_maxrss / 1024
+def measure(words: list[str], steps: int, keep: Path | None) -> dict[str, float | int | bool]:
+    """Runs the command whole, and killed and resumed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        process = _start(words, folder / "whole")
+        _kill_in_the_middle(words, folder / "killed", max(steps // 2, 1))
+        resumed = _start(words, folder / "killed")
+        _, status, usage = os.wait4(process.pid, 0)
+        if status or resumed.wait():
+            raise SystemExit("the command failed; run it alone to see why")
+        (whole,) = (folder / "whole").glob("*.tiff")
+        content = whole.read_bytes()
+        identical = content == (folder / "killed" / whole.name).read_bytes()
+        with openslide.OpenSlide(whole) as slide:
+            width, height = slide.dimensions
+            mpp = float(slide.properties["openslide.mpp-x"])
+            image = np.asarray(slide.read_region((0, 0), 0, (width, height)).convert("RGB"))
+        if keep is not None:
+            with replacing(make_folder(keep) / whole.name) as temporary:
+                temporary.write_bytes(content)
+    return {
+        "width": width,
+        "height": height,
+        "mpp": mpp,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "memory": usage.ru_maxrss / 1024,
+        "seam_ratio": seam_ratio(image),
+        "identical": identical,
+    }
 
 
-def _kill_after(words: list[str], out: Path, steps: int) -> None:
-    """Runs the command and kills it, without a warning, once its state holds so many steps."""
-    process = subprocess.Popen([*words, f"out={out}"], stdout=subprocess.DEVNULL)
+def _start(words: list[str], out: Path) -> subprocess.Popen[bytes]:
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return subprocess.Popen([*words, f"out={out}"], stdout=subprocess.DEVNULL, env=os.environ | threads)
+
+
+def _kill_in_the_middle(words: list[str], out: Path, steps: int) -> None:
+    """Runs the command and kills it, without a warning, soon after its state holds so many steps."""
+    process = _start(words, out)
     while process.poll() is None:
-        states = list(out.glob("*.state"))
-        if states:
-            with safe_open(states[0], framework="np") as state:
-                if int(state.metadata()["done"]) >= steps:
-                    process.send_signal(signal.SIGKILL)
-        time.sleep(0.2)
+        if any(_steps(path) >= steps for path in out.glob("*.state")):
+            time.sleep(0.3)  # into the next step
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        time.sleep(0.05)
     if process.returncode != -signal.SIGKILL:
-        raise SystemExit("the command ended before it could be killed")
+        raise SystemExit("the command ended before it could be killed; give it more --steps")
+
+
+def _steps(path: Path) -> int:
+    try:
+        with safe_open(path, framework="np") as state:
+            return int(state.metadata()["done"])
+    except (OSError, SafetensorError):  # gone in this moment
+        return 0
 
 
 def seam_ratio(image: NDArray[np.uint8], unit: int = PATCH_SIZE) -> float:
@@ -124,6 +131,35 @@ def seam_ratio(image: NDArray[np.uint8], unit: int = PATCH_SIZE) -> float:
         across.append(steps[border].mean())
         inside.append(steps[~border].mean())
     return float(np.mean(across) / np.mean(inside))
+
+
+def passes(guide: str, steps: int, pulls: int) -> int:
+    """Forward passes of the denoiser: guide, patches with their pulls, windows of the pass against seams."""
+    side = BRCA[guide].grid
+    return steps * (1 + side**2 * (1 + 2 * pulls)) + _SEAM_STEPS * (2 * side - 1) ** 2
+
+
+def show(results: Results, pulls: int) -> None:
+    """A row a guide."""
+    rows = [
+        (
+            row["guide"],
+            f"{row['width']:,} x {row['height']:,}",
+            f"{BRCA[row['guide']].grid ** 2:,}",
+            f"{passes(row['guide'], int(results.settings['steps']), pulls):,}",
+            duration(row["cpu"]) if row["cpu"] > 90 else f"{row['cpu']:.0f} s",
+            f"{row['memory'] / 1024:.2f} GB",
+            f"{row['mpp']:g}",
+            f"{row['seam_ratio']:.3f}",
+            "yes" if row["identical"] else "NO",
+        )
+        for row in results.rows
+    ]
+    columns = (
+        *("guide", "px", "patches", "denoiser passes", "CPU time, one thread", "peak memory"),
+        *("um/px in OpenSlide", "gradient across borders / inside", "same file after a kill"),
+    )
+    results.report(columns, rows, ["CPU time and memory are those of the whole command: starting, embedding, writing"])
 
 
 if __name__ == "__main__":

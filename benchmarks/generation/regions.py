@@ -1,31 +1,41 @@
-"""Regions of tissue to measure on: their pixels, and the embeddings of their 20x patches."""
+"""Tissue to measure on, none of which `zoomldm-tiny` was trained on: its pixels, and the embeddings of its patches.
+
+Two kinds, both from the folder of test data: the pictures that training held out (up to 512 px), and the test patches
+of LUAD and LUSC (256 px; for evaluation only). Neither states its um/px: 0.5 is assumed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import itertools
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from benchmarks.tiny.images import is_held_out, real_images
 from generation.pipelines.models import MODELS, load_pipeline
 from generation.pipelines.patch import ZoomLDMPipeline
-from generation.region import region_embeddings
 from zoomfeat.magnification import BRCA, PATCH_SIZE, Magnification
-from zoomfeat.slides import Slide, find_tissue, make_grid
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+"""The folder of test data."""
 
 
 @dataclass(frozen=True)
 class TissueRegion:
-    """A patch of a coarse magnification.
+    """A region of tissue.
 
     Attributes:
-        name: slide and place.
-        image: the patch at 20x, ``(256 * g, 256 * g, 3)`` uint8, g patches of 20x a side.
-        embeddings: of its 20x patches, ``(C, g, g)``.
+        name: of the picture.
+        image: at 20x, ``(256 * rows, 256 * columns, 3)`` uint8.
+        embeddings: of its 20x patches, ``(C, rows, columns)``.
     """
 
     name: str
@@ -39,51 +49,69 @@ def load(model: str) -> ZoomLDMPipeline:
     if pipe.config.ssl_encoder is None:
         pipe.register_to_config(ssl_encoder=MODELS["zoomldm-tiny"].ssl_encoder)
     pipe.set_progress_bar_config(disable=True)
+    for module in (pipe.vae, pipe.unet, pipe.summarizer):
+        module.requires_grad_(False)  # else backpropagation would also keep what only the weights' gradients need
     return pipe
 
 
-def tissue_regions(
-    pipe: ZoomLDMPipeline, slides: Sequence[Path], magnification: str, count: int, seed: int = 0
-) -> list[TissueRegion]:
-    """Regions that hold much tissue, as many from each slide as from the next, at random.
+def whole_pictures(pipe: ZoomLDMPipeline, data: Path, count: int) -> list[TissueRegion]:
+    """Held-out pictures, cut to whole patches, and after them test patches, LUAD and LUSC in turn."""
+    cut = ((name, _cut(image)) for name, image in itertools.chain(held_out_pictures(data), test_patches(data)))
+    return _embedded(pipe, itertools.islice(cut, count), count)
 
-    Args:
-        pipe: its encoder embeds them.
-        slides: slides or plain images.
-        magnification: of the regions.
-        count: how many.
-        seed: decides which.
+
+def regions_at(pipe: ZoomLDMPipeline, data: Path, step: Magnification, count: int) -> list[TissueRegion]:
+    """Regions that are one patch of a magnification each.
+
+    At 20x they are test patches. Coarser ones are held-out pictures, smaller ones continued by their mirror image.
     """
-    step = BRCA[magnification]
-    encoder = pipe.embedding_encoder()
-    rng = np.random.default_rng(seed)
-    places = []
-    for path in slides:
-        with Slide.open(path, default_mpp=0.5) as slide:
-            found = _places(slide, step)
-        places.append([(path, x, y) for x, y in rng.permutation(found)])
-    deepest = max(map(len, places), default=0)
-    chosen = [each[depth] for depth in range(deepest) for each in places if depth < len(each)][:count]
-    if len(chosen) < count:
-        raise SystemExit(f"{len(chosen)} regions at {step} hold enough tissue; {count} were asked for")
-    regions = []
-    for path, x, y in chosen:
-        with Slide.open(path, default_mpp=0.5) as slide:
-            side = PATCH_SIZE * step.grid
-            width, height = (round(side * 0.5 / mpp) for mpp in slide.mpp)
-            image = slide.read(int(x), int(y), width, height, [(side, side)])[0]
-            embeddings = region_embeddings(slide, int(x), int(y), step, encoder)
-        regions.append(TissueRegion(f"{path.stem} x={x} y={y}", image, torch.from_numpy(embeddings)))
-    return regions
+    if step.grid == 1:
+        found: Iterator[tuple[str, NDArray[np.uint8]]] = test_patches(data)
+    else:
+        side = PATCH_SIZE * step.grid
+        found = ((name, _mirrored(image, side)) for name, image in held_out_pictures(data))
+    return _embedded(pipe, itertools.islice(found, count), count)
 
 
-def _places(slide: Slide, step: Magnification) -> NDArray[np.int64]:
-    """Corners of the patches of which at least nine tenths of the 20x patches are tissue."""
-    grid = make_grid(slide, find_tissue(slide), (BRCA.steps[0], step), min_tissue=0.3)
-    counts = np.bincount(grid.parents[step.name], minlength=len(grid.scales[1].coords))
-    return grid.scales[1].coords[counts >= 0.9 * step.grid**2]
+def held_out_pictures(data: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Names and pixels of the pictures that training held out."""
+    return ((name, image) for name, image in real_images(data) if is_held_out(name))
+
+
+def test_patches(data: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Names and pixels of the test patches of lung cancer, LUAD and LUSC in turn, every third first."""
+    with zipfile.ZipFile(data / "histology_patches" / "tcga_luad_lusc_190.zip") as archive:
+        names = sorted(name for name in archive.namelist() if "/test/" in name and name.endswith(".jpg"))
+        kinds = [[name for name in names if f"/{kind}/" in name] for kind in ("LUAD", "LUSC")]
+        spread = [[name for start in range(3) for name in kind[start::3]] for kind in kinds]
+        for name in itertools.chain.from_iterable(zip(*spread, strict=True)):
+            with Image.open(io.BytesIO(archive.read(name))) as image:
+                yield name.split("/test/")[1].removesuffix(".jpg"), np.asarray(image.convert("RGB"))
 
 
 def as_pixels(image: NDArray[np.uint8]) -> Tensor:
     """``(H, W, 3)`` uint8 to ``(1, 3, H, W)`` in [0, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def _embedded(pipe: ZoomLDMPipeline, found: Iterator[tuple[str, NDArray[np.uint8]]], count: int) -> list[TissueRegion]:
+    encoder = pipe.embedding_encoder().at(BRCA.steps[0])
+    regions = []
+    for name, image in found:
+        rows, columns = (side // PATCH_SIZE for side in image.shape[:2])
+        patches = image.reshape(rows, PATCH_SIZE, columns, PATCH_SIZE, 3).swapaxes(1, 2)
+        embeddings = encoder(np.array(patches.reshape(-1, PATCH_SIZE, PATCH_SIZE, 3)))
+        regions.append(TissueRegion(name, image, torch.from_numpy(embeddings).T.reshape(-1, rows, columns)))
+    if len(regions) < count:
+        raise SystemExit(f"there are {len(regions)} such regions; {count} were asked for")
+    return regions
+
+
+def _cut(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = (side // PATCH_SIZE * PATCH_SIZE for side in image.shape[:2])
+    return image[:height, :width]
+
+
+def _mirrored(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    height, width = (max(side - length, 0) for length in image.shape[:2])
+    return np.pad(image, ((0, height), (0, width), (0, 0)), mode="symmetric")[:side, :side]
