@@ -116,12 +116,16 @@
     owner = target;
     tip.textContent = target.dataset.tip;
     tip.hidden = false;
+    target.setAttribute("aria-describedby", "tip");
+    placeTip(target);
+  }
+
+  function placeTip(target) {
     const place = target.getBoundingClientRect(), size = tip.getBoundingClientRect();
     const x = Math.min(Math.max(8, place.left + place.width / 2 - size.width / 2), innerWidth - size.width - 8);
     const above = place.top - size.height - 6;
     tip.style.left = `${Math.max(8, x)}px`;
     tip.style.top = `${above >= 4 ? above : place.bottom + 6}px`;
-    target.setAttribute("aria-describedby", "tip");
   }
 
   function hideTip() {
@@ -130,16 +134,28 @@
     tip.hidden = true;
   }
 
+  /** The pointer has left: what the keyboard is on is described again, for example where its scrolling moved the page. */
+  function leaveTip() {
+    const focused = document.activeElement;
+    hideTip();
+    if (focused.matches("[data-tip]:focus-visible")) showTip(focused);
+  }
+
   for (const [event, show] of [["pointerover", true], ["focusin", true], ["pointerout", false], ["focusout", false]]) {
     document.addEventListener(event, ({ target, relatedTarget }) => {
       const within = target.closest?.("[data-tip]");
       if (!within) return;
       if (show) showTip(within);
-      else if (!(relatedTarget instanceof Node && (within.contains(relatedTarget) || tip.contains(relatedTarget)))) hideTip();
+      else if (!(relatedTarget instanceof Node && (within.contains(relatedTarget) || tip.contains(relatedTarget)))) leaveTip();
     });
   }
-  tip.addEventListener("pointerleave", hideTip);
-  addEventListener("scroll", hideTip, { capture: true, passive: true });
+  tip.addEventListener("pointerleave", leaveTip);
+  addEventListener("scroll", () => { // the tip goes along, as far as there is something to see
+    if (!owner) return;
+    const place = owner.getBoundingClientRect();
+    if (place.bottom < 0 || place.top > innerHeight) hideTip();
+    else placeTip(owner);
+  }, { capture: true, passive: true });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
 
   const lines = (figure) => all("tbody tr, g[data-tip]", figure).filter((line) => !line.hasAttribute("hidden"));
@@ -163,7 +179,6 @@
     next.setAttribute("tabindex", "0");
     next.focus();
     next.scrollIntoView({ block: "nearest", inline: "nearest" });
-    showTip(next); // scrolling has hidden it
   }
 
   for (const figure of all(".forest, .matrix")) {

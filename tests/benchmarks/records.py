@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import yaml
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks.record import Cost, EncoderFacts, HeadFacts, Interval, Record, TaskFacts, predictions_of, recomputed
+from benchmarks.record import (
+    Cost,
+    EncoderFacts,
+    HeadFacts,
+    Interval,
+    Measurement,
+    Record,
+    TaskFacts,
+    predictions_of,
+    recomputed,
+)
 from benchmarks.tasks import Task, load_task
 from mil import MILClassifier
 from mil.held_out import HeldOutPredictions
 from tests.mil.bags import flat_bags
 
 PATIENTS = 48
+
+HOSTILE = '=HYPERLINK("http://x")</script><img src=x onerror=alert(1)>'
+"""The name of an encoder that is a formula in a spreadsheet and a program in a page."""
 
 
 @functools.cache
@@ -90,3 +107,53 @@ def make_record(
     )
     record = dataclasses.replace(record, metrics=recomputed(record))
     return dataclasses.replace(record, **changes).sealed()
+
+
+def save(record: Record, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{record.hash[:10]}.json"
+    path.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
+    return path
+
+
+def superres_task(path: Path) -> Path:
+    """A task whose results are measured image by image; lower is better."""
+    content = yaml.safe_load(load_task("phantom").path.read_text(encoding="utf-8"))
+    content |= {
+        "name": "restoring",
+        "kind": "superres",
+        "metric": "rmse",
+        "higher_is_better": False,
+        "classes": [],
+        "heads": [],
+    }
+    content["published"] = [
+        {"row": "Bicubic <b>", "value": 0.09, "source": "A paper", "magnification": "20x", "encoder": "averaging"}
+    ]
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def restored(task: Path, window: int, magnification: str = "20x") -> Record:
+    """How far noisy random images are from the true ones after averaging over a window of rows."""
+    rng = np.random.default_rng(0)
+    measured = []
+    for number in range(20):
+        truth = np.repeat(rng.random((8, 16)), 4, axis=0)
+        noisy = truth + rng.normal(scale=0.1, size=truth.shape)
+        smooth = np.mean([np.roll(noisy, -shift, axis=0) for shift in range(window)], axis=0)
+        measured.append(
+            Measurement(f"image-{number}", "image", {"rmse": float(np.sqrt(np.mean((smooth - truth) ** 2)))})
+        )
+    base = make_record()
+    record = dataclasses.replace(
+        base,
+        task=facts(load_task(str(task))),
+        encoder=EncoderFacts("averaging", settings={"window": window}),
+        magnification=magnification,
+        head=None,
+        predictions=tuple(measured),
+        extra={},
+        submitter=f"window of {window}",
+    )
+    return dataclasses.replace(record, metrics=recomputed(record)).sealed()
