@@ -109,18 +109,12 @@ def run_classification(task: Task, config: BenchmarkConfig, folder: Path, consol
     cohort = provide_cohort(task, folder, config.data, config.slides, console)
     if given is None and cohort.slides is None:
         raise ConfigurationError(f"{task.name} needs slides= or bags=", cure=f"To be had: {task.access}")
+    bags, failures = _open_bags(given, cohort, config, folder, console)
     records: list[Record] = []
-    failures: list[str] = []
-    for name in config.encoders:
-        try:
-            bags = _open_bags(name, given, cohort, config, folder, console)
-        except ZoomfeatError as error:
-            failures.append(f"{name}: {error}")
-            continue
-        failures += [f"{name}: slide {slide} could not be extracted" for slide in bags.failed]
+    for name, of_encoder in bags.items():
         for cell in (Cell(name, *rest) for rest in itertools.product(config.magnifications, config.heads)):
             try:
-                records.append(_make(cell, task, bags, cohort, config, folder, console))
+                records.append(_make(cell, task, of_encoder, cohort, config, folder, console))
             except ZoomfeatError as error:
                 failures.append(f"{cell}: {error}")
     return Outcome(tuple(records), tuple(failures))
@@ -174,19 +168,18 @@ def kept(path: Path, key: str) -> Record | None:
 
 
 def _open_bags(
-    name: str,
-    given: dict[str, Path] | None,
-    cohort: CohortFiles,
-    config: BenchmarkConfig,
-    folder: Path,
-    console: Console,
-) -> EncoderBags:
-    if given is not None:
-        return open_given(name, given[name])
-    console.print(f"[bold]{escape(name)}[/]: extraction", highlight=False)
-    return extract_bags(
-        name, cohort, config, extracted_magnifications(config.magnifications), folder / "bags" / name, console
-    )
+    given: dict[str, Path] | None, cohort: CohortFiles, config: BenchmarkConfig, folder: Path, console: Console
+) -> tuple[dict[str, EncoderBags], list[str]]:
+    """The bags of each encoder, and what failed."""
+    if given is None:
+        return extract_bags(cohort, config, extracted_magnifications(config.magnifications), folder / "bags", console)
+    found, failures = {}, []
+    for name, place in given.items():
+        try:
+            found[name] = open_given(name, place)
+        except ZoomfeatError as error:
+            failures.append(f"{name}: {error}")
+    return found, failures
 
 
 def _make(
