@@ -128,19 +128,19 @@ def compare_pairs(
 
 def summary(metric: PairMetric, values: NDArray[np.floating], seed: int = 0) -> Measurement:
     """The mean of what a metric gave for each pair, with its interval."""
-    values = np.asarray(values, dtype=np.float64)
-    low, high = of_mean(values, seed)
-    pairs = len(values)
+    scores: NDArray[np.float64] = np.asarray(values, dtype=np.float64)
+    low, high = of_mean(scores, seed)
+    pairs = len(scores)
     return Measurement(
         metric.name,
-        float(values.mean()),
+        float(scores.mean()),
         low,
         high,
         "pairs of images",
         metric.higher_is_better,
         pairs,
         pairs,
-        values=values,
+        values=scores,
     )
 
 

@@ -17,13 +17,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 
 class ImageSource(Protocol):
-    """Images one after the other.
+    """Images one after the other."""
 
-    Attributes:
-        view: what they are, where they are not whole files; else empty.
-    """
-
-    view: str
+    @property
+    def view(self) -> str:
+        """What they are, where they are not whole files; else empty."""
+        ...
 
     def __len__(self) -> int:
         """How many."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -53,7 +55,7 @@ def st_lpips(weights: str | Path) -> PairMetric:
         CheckpointMismatchError: another file.
     """
     network = _LPIPS(pretrained=False, net="alex", pnet_rand=True)
-    network.net = _ShiftTolerantAlexNet()
+    network.net = _ShiftTolerantAlexNet()  # type: ignore[assignment]
     state = _read(weights, "alex_shift_tolerant.pth")
     state = {key: value for key, value in state.items() if not key.startswith("scaling_layer.")}  # constants of LPIPS
     own = {key: value for key, value in network.state_dict().items() if not key.startswith("lins.")}  # lin0... again
@@ -94,20 +96,16 @@ class _ShiftTolerantAlexNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = [
-            (1, nn.Conv2d(3, 64, 11, padding=2), _Blur(64), nn.ReLU()),
-            (2, nn.MaxPool2d(3, 1), _Blur(64), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()),
-            (3, nn.MaxPool2d(3, 1), _Blur(192), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
-            (4, nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
-            (5, nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
+        stages: list[list[nn.Module]] = [
+            [nn.Conv2d(3, 64, 11, padding=2), _Blur(64), nn.ReLU()],
+            [nn.MaxPool2d(3, 1), _Blur(64), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()],
+            [nn.MaxPool2d(3, 1), _Blur(192), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()],
+            [nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()],
+            [nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()],
         ]
-        number = 0
-        for stage, *parts in layers:
-            part = nn.Sequential()
-            for layer in parts:
-                part.add_module(str(number), layer)
-                number += 1
-            self.add_module(f"slice{stage}", part)
+        number = itertools.count()
+        for stage, layers in enumerate(stages, start=1):
+            self.add_module(f"slice{stage}", nn.Sequential(OrderedDict((str(next(number)), layer) for layer in layers)))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         found = []

@@ -110,17 +110,20 @@ def check_clip(path, width: int, side: int, model: nn.Module) -> None:
     assert frechet_name(extractor.network).startswith("Frechet distance (clip-vit-b-32, weights ")
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_tiny_clip_tower(tmp_path) -> None:
     model = archive(tmp_path / "clip.pt", 24, 64, 2, 64, 16)
     check_clip(tmp_path / "clip.pt", 24, 64, model)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.slow
 def test_clip_tower_of_true_size(tmp_path) -> None:
     model = archive(tmp_path / "clip.pt", 512, 224, 12, 768, 32)  # ViT-B/32
     check_clip(tmp_path / "clip.pt", 512, 224, model)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_official_weights_are_known_by_their_hash(tmp_path, monkeypatch) -> None:
     """The real files cannot be had here: a tiny tower stands in for one by its hash."""
     archive(tmp_path / "clip.pt", 24, 64, 2, 64, 16)
