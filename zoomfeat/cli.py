@@ -40,6 +40,7 @@ COMMANDS = {
         "zoomfeat extract slides=slides/ out=bags/ encoder=zoomldm-brca magnifications=[20x,5x]",
     ),
     "inspect": Command("zoomfeat.commands.inspect", "zoomfeat inspect bags/slide.h5", positional="bag"),
+    "verify": Command("zoomfeat.commands.verify", "zoomfeat verify bags/", positional="bags"),
     "convert": Command(
         "zoomfeat.commands.convert", "zoomfeat convert source=bags/ to=clam out=clam/", positional="source"
     ),

@@ -108,6 +108,13 @@ class InspectConfig:
 
 
 @dataclass
+class VerifyConfig:
+    """Checks every bag of a run: complete, consistent, finite, as reported."""
+
+    bags: str = key(REQUIRED, "the out= folder of an extraction, or a bag; also accepted without `bags=`")
+
+
+@dataclass
 class ConvertConfig:
     """Bags to and from the layouts of other tools."""
 
@@ -502,6 +509,7 @@ class BenchmarkConfig:
 COMMAND_CONFIGS: dict[str, type] = {
     "extract": ExtractConfig,
     "inspect": InspectConfig,
+    "verify": VerifyConfig,
     "convert": ConvertConfig,
     "convert-checkpoint": ConvertCheckpointConfig,
     "encoders": EncodersConfig,
