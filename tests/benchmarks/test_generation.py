@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks.generation import consistency, inversion, large, pictures, superres
 from benchmarks.generation.regions import _mirrored, held_out_pictures, load, regions_at, test_patches, whole_pictures
 from benchmarks.generation.results import Results
+from benchmarks.generation.tables import filled
 from benchmarks.tiny.images import is_held_out
 from generation.pipelines.joint import JointMultiScalePipeline
 from tests.generation.conftest import EMBEDDING_DIM, small_bundle
@@ -119,3 +120,10 @@ def test_every_measurement_runs_to_its_end_and_goes_on(shared, tmp_path, monkeyp
     pictures.main()
     with Image.open(tmp_path / "docs" / "generation-variations.jpg") as sheet:
         assert sheet.width > 6 * 256
+
+
+def test_guides_take_the_tables_that_there_are(tmp_path):
+    (tmp_path / "large.md").write_text("| a |\n")
+    guide = "x\n<!-- results: {} -->\nold\n<!-- end of results -->\ny\n"
+    assert filled(guide.format("large"), tmp_path) == guide.format("large").replace("old", "| a |")
+    assert filled(guide.format("other"), tmp_path) == guide.format("other")
