@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,8 +158,13 @@ def boards(entries: Sequence[Entry], tasks: Mapping[str, Task], console: Console
     for entry in entries:
         task, magnification = entry.record.task, entry.record.magnification
         same.setdefault((task.version, "" if task.kind == "classification" else magnification), []).append(entry)
-    with console.status("paired tests"):
-        found = [_board(tasks[version], magnification, each) for (version, magnification), each in same.items()]
+    with progress_bar(console) as progress:
+        sizes = [min(len(each), MOST_COMPARED) for each in same.values()]
+        bar = progress.add_task("testing pairs", total=sum(n * (n - 1) // 2 for n in sizes), unit="pairs")
+        found = [
+            _board(tasks[version], magnification, each, lambda: progress.advance(bar))
+            for (version, magnification), each in same.items()
+        ]
     return sorted(found, key=lambda board: (board.task.name, board.task.version, _coarseness(board.magnification)))
 
 
@@ -171,14 +176,14 @@ def _coarseness(magnification: str) -> tuple[float, str]:
         return 0.0, magnification
 
 
-def _board(task: Task, magnification: str, entries: list[Entry]) -> Board:
+def _board(task: Task, magnification: str, entries: list[Entry], on_tested: Callable[[], None]) -> Board:
     sign = -1 if task.higher_is_better else 1
     ordered = sorted(entries, key=lambda each: (sign * each.ranking, each.record.label, each.record.created))
     values = np.array([sign * entry.ranking for entry in ordered])
     ranks = np.searchsorted(values, values) + 1
     names = _names(ordered)
     compared = ordered[:MOST_COMPARED]
-    pairs = _pairs(task, compared)
+    pairs = _pairs(task, compared, on_tested)
     of_best = {pair.second: pair for pair in pairs if pair.first == 0}
     return Board(
         task,
@@ -206,12 +211,12 @@ def _names(entries: Sequence[Entry]) -> list[str]:
     return labels
 
 
-def _pairs(task: Task, entries: Sequence[Entry]) -> list[Pair]:
+def _pairs(task: Task, entries: Sequence[Entry], on_tested: Callable[[], None]) -> list[Pair]:
     if task.kind == "classification":
         predictions = [held_out(entry.record).by_patient() for entry in entries]
-        return all_pairs(predictions, prediction_test(task.compared))
+        return all_pairs(predictions, prediction_test(task.compared), on_tested)
     series = [_of_images(entry.record, task.metric) for entry in entries]
-    return all_pairs(series, image_test) if all(len(each) for each in series) else []
+    return all_pairs(series, image_test, on_tested) if all(len(each) for each in series) else []
 
 
 def _of_images(record: Record, metric: str) -> pd.Series:

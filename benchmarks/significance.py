@@ -61,18 +61,26 @@ class Pair:
         return bool(self.p_holm < ALPHA)
 
 
-def all_pairs(contestants: Sequence[Contestant], test: Callable[[Contestant, Contestant], Tested]) -> list[Pair]:
+def all_pairs(
+    contestants: Sequence[Contestant],
+    test: Callable[[Contestant, Contestant], Tested],
+    on_tested: Callable[[], None] = lambda: None,
+) -> list[Pair]:
     """Tests every pair, and corrects p for the number of pairs that have one (Holm 1979).
 
     Args:
         contestants: what is compared.
         test: of two of them, for example `prediction_test` or `image_test`.
+        on_tested: called after each test, for a progress bar.
 
     Returns:
         The pairs in the order of `itertools.combinations`.
     """
     places = list(combinations(range(len(contestants)), 2))
-    tested = [test(contestants[first], contestants[second]) for first, second in places]
+    tested = []
+    for first, second in places:
+        tested.append(test(contestants[first], contestants[second]))
+        on_tested()
     corrected = holm([np.nan if each.difference is None else each.difference.p for each in tested])
     return [Pair(first, second, each, p) for (first, second), each, p in zip(places, tested, corrected, strict=True)]
 

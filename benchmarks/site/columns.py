@@ -133,7 +133,7 @@ def published_values(board: Board) -> list[Published]:
 def metric_name(name: str) -> str:
     """A metric as a heading."""
     base = name.removesuffix(BY_FOLD)
-    shown = _NAMES.get(base, base.replace("_", " "))
+    shown = _NAMES.get(base, base.replace("_", " ").replace("auroc", "AUROC"))
     return f"{shown}, mean of folds" if name.endswith(BY_FOLD) else shown
 
 

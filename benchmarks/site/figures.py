@@ -184,8 +184,8 @@ def _bars(index: int, groups: Sequence[tuple[int, ...]]) -> tuple[Bar, ...]:
 
 def _compared(board: Board, pair: Pair, sign: int) -> Compared:
     """A pair as its second less its first (sign 1), or the reverse."""
-    names = [board.standings[place].name for place in (pair.second, pair.first)][::sign]
-    head = f"{names[0]}\nless {names[1]}"
+    rows = [board.standings[place] for place in (pair.second, pair.first)][::sign]
+    head = f"{rows[0].name}\nless {rows[1].name}"
     found, count = pair.tested.difference, pair.tested.count
     if found is None:
         return Compared("no test", "alike", f"{head}\n{pair.tested.test}")
@@ -197,6 +197,9 @@ def _compared(board: Board, pair: Pair, sign: int) -> Compared:
         f"{signed(sign * found.difference)} [{signed(low)}, {signed(high)}], {count} {of_what}",
         f"{pair.tested.test}: {p_text(found.p) if found.p == found.p else 'p undefined'}, corrected (Holm) {corrected}",
     ]
+    folds = {row.entry.record.configuration.get("splits_sha256") for row in rows}
+    if len(folds) > 1:
+        tip.append("On other folds, so part of the difference may be theirs")
     text = signed(sign * found.difference)
     if not pair.differs:
         return Compared(text, "alike", "\n".join(tip))

@@ -95,7 +95,7 @@ def make_record(
         encoder=EncoderFacts(encoder, "a" * 64, settings, "", licence, 12_345_678, 4.2e9, 6),
         magnification=magnification,
         head=HeadFacts(head, {"epochs": 8}),
-        configuration={"folds": 3, "seeds": list(seeds)},
+        configuration={"folds": 3, "seeds": list(seeds), "splits_sha256": f"of seeds {seeds}"},
         predictions=predictions_of(cross_validated(signal, head, seeds)),
         metrics={},
         extra={"localisation_auroc": Interval(0.75, 0.7, 0.8)},

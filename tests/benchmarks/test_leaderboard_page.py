@@ -179,6 +179,7 @@ def test_tooltips_by_pointer_and_keyboard(opened, board):
     assert lines[:2] == [best.name, f"less {worst.name}"]
     assert lines[2].startswith(f"{-found.difference:+.3f} [{-found.high:+.3f}, {-found.low:+.3f}], 48 patients")
     assert lines[3].startswith("DeLong: p ")
+    assert lines[4].startswith("On other folds")
     assert cell.get_attribute("aria-describedby") == "tip"
     ActionChains(opened.browser).move_to_element(opened.browser.find_element("css selector", "h1")).perform()
     assert tip() is None
