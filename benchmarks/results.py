@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.record import Interval, Record, held_out
 from benchmarks.significance import Tested, prediction_test
 from benchmarks.tasks import Published, Task
-from mil.compare import holm
+from mil.compare import Difference, holm
 
 Rows = list[tuple[str, ...]]
 
@@ -159,7 +159,7 @@ def tests_table(tests: Sequence[PlannedTest]) -> pd.DataFrame:
                 "second": each.second.label,
                 "test": each.tested.test,
                 "patients": each.tested.count,
-                **(vars(each.tested.difference) if each.tested.difference else {}),
+                **_values(each.tested.difference),
                 "p_holm": each.p_holm,
             }
             for each in tests
@@ -201,6 +201,13 @@ def _warnings(task: Task, records: Sequence[Record]) -> Iterator[str]:
     for record in records:
         if lacking := record.configuration.get("slides_without_bag"):
             yield f"{record.label}: {lacking} labelled slides have no bag, so this is not the whole cohort."
+
+
+def _values(difference: Difference | None) -> dict[str, float]:
+    if difference is None:
+        return {}
+    names = {"first": "first_value", "second": "second_value"}
+    return {names.get(name, name): value for name, value in vars(difference).items()}
 
 
 def _families(tests: Sequence[PlannedTest]) -> Iterator[tuple[str, list[PlannedTest]]]:

@@ -14,7 +14,7 @@ from benchmarks.runner import Outcome, run_classification
 from benchmarks.site import make_site
 from benchmarks.tasks import Task, load_task
 from mil.labels import counted
-from zoomfeat.conf.schema import BenchmarkConfig
+from zoomfeat.conf.schema import BenchmarkConfig, defaults
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import make_folder, replacing
 
@@ -64,13 +64,11 @@ def changed(task: Task, config: BenchmarkConfig) -> Task:
 def command_of(config: BenchmarkConfig) -> str:
     """The command line that a configuration stands for, without where results go and how fast."""
     words = ["zoomfeat benchmark"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        default = field.default if field.default is not dataclasses.MISSING else []
-        if value == default or field.name in ("out", "site", "device", "batch_size", "workers", "submitter"):
-            continue
-        text = "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
-        words.append(f"{field.name}={text}")
+    for name, default in defaults(BenchmarkConfig).items():
+        value = getattr(config, name)
+        if value != default and name not in ("out", "site", "device", "batch_size", "workers", "submitter"):
+            text = "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
+            words.append(f"{name}={text}")
     return " ".join(words)
 
 
@@ -91,7 +89,7 @@ def _conclude(
         soft_wrap=True,
     )
     if config.site:
-        site = make_site(records, Path(config.out) / "site", console, [str(task.path)])
+        site = make_site(records, Path(config.out) / "site", console, [task])
         console.print(f"Leaderboard: {escape(str(site.page))}", highlight=False, soft_wrap=True)
 
 
