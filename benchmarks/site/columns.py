@@ -116,7 +116,8 @@ def columns(board: Board) -> list[Column]:
 
 
 _AGAINST = (
-    "Difference to the first row; below it p of a paired test, corrected for the number of pairs of the task (Holm)."
+    "Difference to the first row on what both have, by predictions averaged over the runs; below, p of a paired test, "
+    "corrected for the number of pairs of the task (Holm)."
 )
 _PATCHES = "Of extraction, reading included, on the hardware of the row."
 
