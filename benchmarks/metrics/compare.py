@@ -19,7 +19,8 @@ from benchmarks.metrics.registry import Measurement, PairMetric, find_pair_metri
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.progress import progress_bar
 
-_BATCH = 16
+_BATCH = 32
+_CHUNK = 512  # features added to the moments at once: a matrix product, and not many small ones
 
 
 def features_of(
@@ -37,12 +38,18 @@ def features_of(
     source = as_source(images)
     network = load_extractor(extractor, **options) if isinstance(extractor, str) else extractor
     found = FeatureSet.empty(network.network, keep, source.view)
+    keys: list[str] = []
+    features: list[NDArray[np.float32]] = []
     with progress_bar(console or Console(stderr=True)) as progress:
         task = progress.add_task(f"features ({network.network.name})", total=len(source), unit="images")
-        for keys, pixels in batches(source, _BATCH):
-            found = found.add(keys, network(pixels))
-            progress.advance(task, len(keys))
-    return found
+        for names, pixels in batches(source, _BATCH):
+            keys += names
+            features.append(network(pixels))
+            progress.advance(task, len(names))
+            if len(keys) >= _CHUNK:
+                found = found.add(keys, np.concatenate(features))
+                keys, features = [], []
+    return found.add(keys, np.concatenate(features)) if keys else found
 
 
 def compare_sets(

@@ -45,7 +45,11 @@ def kid(
     made.check_comparable(real)
     value, deviation, size = kernel_distance(made.sample, real.sample, subsets, subset_size, seed)
     low, high = normal(value, _standard_error(made.sample, real.sample))
-    note = f"{subsets} subsets of {size}: deviation {deviation:.3g}, error of their mean {deviation / subsets**0.5:.2g}"
+    if size == len(made.sample) == len(real.sample):
+        note = f"of all {size} images at once"
+    else:
+        mean_error = deviation / subsets**0.5
+        note = f"{subsets} subsets of {size}: deviation {deviation:.3g}, error of their mean {mean_error:.2g}"
     resampled = "images, by a jackknife over those of either set"
     return [
         Measurement(
@@ -75,6 +79,8 @@ def kernel_distance(
     if min(len(made), len(real)) < 3:
         raise ConfigurationError(f"features of {len(made)} and {len(real)} images", cure="Give at least three of each")
     size = min(subset_size, len(made), len(real))
+    if size == len(made) == len(real):
+        subsets = 1  # they are all the same
     found = kid_features_to_metric(
         *(torch.from_numpy(np.asarray(features, dtype=np.float64)) for features in (made, real)),
         kid_subsets=subsets,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.metrics import ImageArray, features_of, load_extractor
 from benchmarks.metrics.features import FeatureSet, Moments, Network
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 
@@ -104,3 +105,12 @@ def test_features_of_another_shape_or_not_finite_are_refused() -> None:
         whole().add(["x"], np.zeros((1, 4), np.float32))
     with pytest.raises(ConfigurationError, match="expected finite"):
         whole().add(["x"], np.full((1, 5), np.nan, np.float32))
+
+
+def test_a_long_pass_is_that_of_its_parts() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (700, 1, 1, 3), dtype=np.uint8).repeat(256, 1).repeat(256, 2)
+    colours = load_extractor("color-stats", device="cpu")
+    found = features_of(ImageArray(images), colours, keep=50)
+    assert len(found) == 700
+    np.testing.assert_allclose(found.moments.mean[:3], images[:, 0, 0].mean(0) / 255, rtol=1e-5)
+    assert found.sample.shape == (50, 6)

@@ -63,7 +63,7 @@ def check_against_theirs(made: Path, real: Path, encoder: str) -> None:
     shards = [features_of(ImageFiles(part), extractor) for part in (paths[9:], paths[:9])]
     with pytest.warns(FewImagesWarning):
         merged = compare_sets(shards[0].merge(shards[1]), real, ["fid", "kid"], extractor, settings=options)
-    assert merged[0].value == pytest.approx(found[0].value, rel=1e-9)
+    assert merged[0].value == pytest.approx(found[0].value, rel=1e-6)  # rank-deficient: roots of rounding errors
     assert merged[1].value == found[1].value
 
 
