@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -10,35 +11,42 @@ from zoomfeat.encoders import EncoderInfo, encoder_info, encoder_names
 
 
 def run(config: EncodersConfig) -> int:
-    """Prints the facts of every encoder, then what each says of itself."""
+    """Prints the facts of every encoder, then what each is and where its weights are from."""
     infos = [encoder_info(name) for name in encoder_names()]
     console = Console()
     console.print(facts_table(infos))
-    table = Table(title="what they are", title_justify="left")
-    table.add_column("encoder=", style="bold", no_wrap=True)
-    table.add_column("")
-    for info in infos:
-        table.add_row(info.name, info.summary)
-    console.print(table)
+    console.print(sources_table(infos))
     return 0
 
 
 def facts_table(infos: list[EncoderInfo]) -> Table:
     """A row an encoder; a dash where a fact does not apply or is not stated."""
-    table = Table(title="patch encoders", title_justify="left")
+    table = Table(
+        title="patch encoders", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("encoder=", style="bold", no_wrap=True)
-    for heading in ("dim", "input", "feature", "parameters", "licence", "gated", "where from"):
-        numeric = heading in ("dim", "input", "parameters")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for heading in ("dim", "input", "feature", "params", "licence", "gated"):
+        justify = "right" if heading in ("dim", "input", "params") else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading != "licence")
     for info in infos:
         table.add_row(
             info.name,
             str(info.dim),
-            "-" if info.input_size is None else f"{info.input_size} px",
-            info.feature,
-            "-" if info.parameters is None else f"{info.parameters / 1e6:.1f} M",
+            "-" if info.input_size is None else str(info.input_size),
+            info.feature or "-",
+            f"{info.parameters / 1e6:.0f} M" if info.parameters else "-",
             info.licence or "-",
             "yes" if info.gated else "no",
-            info.hub or "zoomfeat",
         )
+    return table
+
+
+def sources_table(infos: list[EncoderInfo]) -> Table:
+    """What each encoder is, and where its weights are from."""
+    table = Table(title="what they are, and where from", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("encoder=", style="bold", no_wrap=True)
+    table.add_column("")
+    for info in infos:
+        source = f"{info.hub} on the Hugging Face hub" if info.hub else "comes with zoomfeat"
+        table.add_row(info.name, f"{info.summary}\n[dim]{source}[/]")
     return table
