@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from scipy.stats import rankdata
 
 from benchmarks.record import Interval, Measurement, Record, held_out
 from benchmarks.significance import Pair, all_pairs, groups, image_test, prediction_test
@@ -40,11 +41,10 @@ class Entry:
     metrics: dict[str, Interval]
 
     @property
-    def ranking(self) -> float:
-        """The value that ranks; the check has made sure that there is one."""
-        value = self.metrics[self.record.task.metric].value
-        assert value is not None
-        return value
+    def ranking(self) -> float | None:
+        """The value that ranks; None for images that were measured otherwise, as by a distance over another network."""
+        found = self.metrics.get(self.record.task.metric)
+        return None if found is None else found.value
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class Standing:
     Attributes:
         entry: the record.
         name: encoder, magnification and head; where another row has the same, who made it and when.
-        rank: 1 for the best value; equal values share a rank.
+        rank: 1 for the best value; equal values share a rank. None where there is no value.
         against_best: its pair with the first row; None for the first, and where they are not compared.
     """
 
     entry: Entry
     name: str
-    rank: int
+    rank: int | None
     against_best: Pair | None
 
 
@@ -102,7 +102,7 @@ class Board:
         task: its definition.
         magnification: of all its results, for images that are made: those of another magnification do not compare.
             Empty for a classification, which may use any.
-        standings: best first.
+        standings: best first, those without a rank last.
         pairs: of the first `MOST_COMPARED` standings, by their places; empty where the kind of task has no paired test.
         groups: places of standings of which no pair differs.
     """
@@ -178,19 +178,23 @@ def _coarseness(magnification: str) -> tuple[float, str]:
 
 def _board(task: Task, magnification: str, entries: list[Entry], on_tested: Callable[[], None]) -> Board:
     sign = -1 if task.higher_is_better else 1
-    ordered = sorted(entries, key=lambda each: (sign * each.ranking, each.record.label, each.record.created))
-    values = np.array([sign * entry.ranking for entry in ordered])
-    ranks = np.searchsorted(values, values) + 1
+
+    def place_of(entry: Entry) -> tuple[bool, float, str, str]:
+        value = entry.ranking
+        return value is None, 0.0 if value is None else sign * value, entry.record.label, entry.record.created
+
+    ordered = sorted(entries, key=place_of)
+    ranks = rankdata([sign * each.ranking for each in ordered if each.ranking is not None], method="min").tolist()
+    compared = ordered[: min(len(ranks), MOST_COMPARED)]
     names = _names(ordered)
-    compared = ordered[:MOST_COMPARED]
     pairs = _pairs(task, compared, on_tested)
     of_best = {pair.second: pair for pair in pairs if pair.first == 0}
     return Board(
         task,
         magnification,
         tuple(
-            Standing(entry, name, int(rank), of_best.get(place))
-            for place, (entry, name, rank) in enumerate(zip(ordered, names, ranks, strict=True))
+            Standing(entry, name, int(ranks[place]) if place < len(ranks) else None, of_best.get(place))
+            for place, (entry, name) in enumerate(zip(ordered, names, strict=True))
         ),
         tuple(pairs),
         tuple(map(tuple, groups(len(compared), pairs))),

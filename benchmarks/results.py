@@ -75,14 +75,14 @@ def result_rows(task: Task, records: Sequence[Record]) -> tuple[tuple[str, ...],
     for record in records:
         name = [record.encoder.name, record.magnification, *([record.head.name if record.head else ""] * heads)]
         for metric in _shown_metrics(task, record):
-            match = _published(task, record, metric)
+            match = published_of(task, record, metric)
             shown |= {id(match)} if match else set()
             ours = record.metrics[metric]
             row = [*name, metric, str(ours), *(_beside(ours, match) if task.published else [])]
             rows.append((*row, *(str(record.extra[name]) if name in record.extra else "" for name in extras)))
     for each in task.published:
         if id(each) not in shown:
-            row = [each.row, each.magnification, *([""] * heads), each.metric or task.metric, "", f"{each.value:g}", ""]
+            row = [each.row, each.magnification, *([""] * heads), each.metric, "", f"{each.value:g}", ""]
             rows.append((*row, *([""] * len(extras))))
     return tuple(headings), rows
 
@@ -171,7 +171,7 @@ def _shown_metrics(task: Task, record: Record) -> list[str]:
     """That which ranks and those that are published; of images all, whose distances are named by their network."""
     if task.kind != "classification":
         return list(record.metrics)
-    wanted = [task.metric, *(each.metric for each in task.published if each.metric)]
+    wanted = [task.metric, *(each.metric for each in task.published)]
     return [name for name in dict.fromkeys(wanted) if name in record.metrics]
 
 
@@ -181,11 +181,11 @@ def _beside(ours: Interval, published: Published | None) -> list[str]:
     return [f"{published.value:g}", "" if ours.value is None else f"{ours.value - published.value:+.3f}"]
 
 
-def _published(task: Task, record: Record, metric: str) -> Published | None:
-    """The published value of the same method; of super-resolution the method is the head, published as inferred."""
+def published_of(task: Task, record: Record, metric: str) -> Published | None:
+    """The published value of a record's method; of super-resolution the method is the head, published as inferred."""
     for each in task.published:
         same = each.encoder == record.encoder.name and each.magnification == record.magnification
-        if same and (each.metric or task.metric) == metric and (record.head is None or _published_head(task, record)):
+        if same and each.metric == metric and (record.head is None or _published_head(task, record)):
             return each
     return None
 
@@ -199,6 +199,7 @@ def _warnings(task: Task, records: Sequence[Record]) -> Iterator[str]:
         yield task.warning
     yield from dict.fromkeys(f"{r.encoder.name}: {r.encoder.note}" for r in records if r.encoder.note)
     for record in records:
+        yield from (f"{record.label}: {note}" for note in record.configuration.get("notes", ()))
         if lacking := record.configuration.get("slides_without_bag"):
             yield f"{record.label}: {lacking} labelled slides have no bag, so this is not the whole cohort."
 

@@ -205,7 +205,7 @@ def _metrics(record: Record, computed: Mapping[str, Interval]) -> Iterator[str]:
         elif not _other_resamples(record.metrics[name], computed[name]):
             yield f"metric {name} is {_text(record.metrics[name])}, the predictions give {_text(computed[name])}"
     ranking = record.metrics.get(record.task.metric)
-    if ranking is None or ranking.value is None:
+    if record.task.kind == "classification" and (ranking is None or ranking.value is None):
         yield f"no value of {record.task.metric}, which ranks the task"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.leaderboard import Board, Standing
 from benchmarks.record import BY_FOLD, Interval
+from benchmarks.results import published_of
 from benchmarks.submission import printable
 from benchmarks.tasks import Published
 from mil.commands.crossval import SHORT_NAMES
@@ -246,27 +247,19 @@ def _interval(interval: Interval | None) -> Cell:
     return Cell(number(interval.value), interval.value, f"{number(interval.low)} to {number(interval.high)}")
 
 
-def _published(board: Board, row: Standing) -> Published | None:
-    """The published number of the same method at the same magnification."""
-    record = row.entry.record
-    same = (record.encoder.name, record.magnification)
-    return next((each for each in published_values(board) if (each.encoder, each.magnification) == same), None)
-
-
 def _has_published(board: Board) -> bool:
-    return any(_published(board, row) for row in board.standings)
+    return any(published_of(board.task, row.entry.record, board.task.metric) for row in board.standings)
 
 
 def _published_column(board: Board) -> Column:
     def cell(row: Standing) -> Cell:
-        found = _published(board, row)
+        found = published_of(board.task, row.entry.record, board.task.metric)
         if found is None:
             return Cell("none", None)
-        return Cell(number(found.value), found.value, f"ours {signed(row.entry.ranking - found.value)}")
+        ours = row.entry.ranking
+        return Cell(number(found.value), found.value, "" if ours is None else f"ours {signed(ours - found.value)}")
 
-    return Column(
-        "Published", "As published for this encoder and magnification; below it ours less that.", "", True, cell
-    )
+    return Column("Published", "As published for this method; below it ours less that.", "", True, cell)
 
 
 def _against_first(row: Standing) -> Cell:

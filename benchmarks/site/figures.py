@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.leaderboard import Board, Standing
-from benchmarks.record import BY_FOLD
+from benchmarks.record import BY_FOLD, Interval
 from benchmarks.significance import Pair
 from benchmarks.site.columns import INTERVAL, metric_name, number, p_text, published_values, signed
-from benchmarks.tasks import Published
 
 LEFT, RIGHT = 350, 800  # of the axis of a forest plot, in px of its drawing; names are left of it, numbers right
 GROUPS = 975  # where the first bar of a group stands
@@ -109,45 +109,50 @@ class Compared:
     tip: str
 
 
-def forest(board: Board) -> Forest:
-    """The ranking metric of every standing with its interval, published values, and groups of which no pair differs."""
+def forest(board: Board) -> Forest | None:
+    """The ranking metric of every standing with its interval, published values, and groups of which no pair differs.
+
+    None where no standing has a rank.
+    """
     metric = board.task.metric
-    found = [row.entry.metrics[metric] for row in board.standings]
+    rows = [row for row in board.standings if row.rank is not None]
+    if not rows:
+        return None
+    found = [row.entry.metrics[metric] for row in rows]
     published = published_values(board)
     numbers = [x for each in found for x in (each.value, each.low, each.high) if x is not None]
-    low, high = _span([*numbers, *(each.value for each in published)])
-    if board.task.kind == "classification":
-        high = min(high, 1.0)  # nothing is better than always right
-    ticks = [tick for tick in MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high]
-
-    def place(value: float) -> float:
-        return round(LEFT + (RIGHT - LEFT) * (value - low) / (high - low), 2)
-
+    axis = _axis(
+        [*numbers, *(each.value for each in published)], 1.0 if board.task.kind == "classification" else np.inf
+    )
     shown_groups = board.groups[:_MOST_GROUPS]
-    marks = []
-    for index, (row, interval) in enumerate(zip(board.standings, found, strict=True)):
-        value = row.entry.ranking
-        text = str(interval) if abs(value) < 10 else number(value)
-        low_end, high_end = (None if end is None else place(end) for end in (interval.low, interval.high))
-        tip = [f"{row.rank}. {row.name}", f"{metric_name(metric)} {text}", *_origin(row)]
-        marks.append(
-            Mark(
-                row.entry.record.hash[:12], _short(row.name), text, "\n".join(tip), place(value), low_end, high_end,
-                _bars(index, shown_groups),
-            )
-        )  # fmt: skip
+    marks = [
+        replace(
+            _mark(
+                row.name, interval, axis, [f"{metric_name(metric)} {_text(interval)}, rank {row.rank}", *_origin(row)]
+            ),
+            id=row.entry.record.hash[:12],
+            groups=_bars(index, shown_groups),
+        )
+        for index, (row, interval) in enumerate(zip(rows, found, strict=True))
+    ]
     return Forest(
         title=f"{metric_name(metric)}, {INTERVAL}",
         marks=tuple(marks),
         published=tuple(
-            _published_mark(f"{each.row} · {each.magnification}", metric, each, place(each.value)) for each in published
+            _mark(
+                f"{each.row} · {each.magnification}",
+                Interval(each.value),
+                axis,
+                [f"{metric_name(metric)} {number(each.value)} as published", each.source],
+            )
+            for each in published
         ),
-        ticks=tuple((place(float(tick)), f"{tick:.6g}") for tick in ticks),
-        best=place(board.standings[0].entry.ranking),
-        chance=place(0.5) if metric.removesuffix(BY_FOLD) == "auroc" and low <= 0.5 <= high else None,
+        ticks=tuple((axis.place(tick), f"{tick:.6g}") for tick in axis.ticks),
+        best=marks[0].x,
+        chance=axis.place(0.5) if metric.removesuffix(BY_FOLD) == "auroc" and axis.low <= 0.5 <= axis.high else None,
         group_count=len(shown_groups),
         left_out=len(board.groups) - len(shown_groups),
-    )  # fmt: skip
+    )
 
 
 def matrix(board: Board) -> list[list[Compared]]:
@@ -162,11 +167,17 @@ def matrix(board: Board) -> list[list[Compared]]:
     return cells
 
 
-def _published_mark(name: str, metric: str, published: Published, x: float) -> Mark:
-    text = number(published.value)
-    return Mark(
-        "", _short(name), text, f"{name}\n{metric_name(metric)} {text} as published\n{published.source}", x, None, None
-    )
+def _mark(name: str, interval: Interval, axis: _Axis, facts: Sequence[str]) -> Mark:
+    assert interval.value is not None
+    low, high = (None if end is None else axis.place(end) for end in (interval.low, interval.high))
+    return Mark("", _short(name), _text(interval), "\n".join([name, *facts]), axis.place(interval.value), low, high)
+
+
+def _text(interval: Interval) -> str:
+    assert interval.value is not None
+    if interval.low is None or interval.high is None:
+        return number(interval.value)
+    return f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
 
 
 def _bars(index: int, groups: Sequence[tuple[int, ...]]) -> tuple[Bar, ...]:
@@ -212,11 +223,32 @@ def _origin(row: Standing) -> list[str]:
     return [" · ".join(part for part in (record.submitter, record.created[:10]) if part)]
 
 
-def _span(numbers: Sequence[float]) -> tuple[float, float]:
-    """Of the axis, a little wider than its numbers."""
+@dataclass(frozen=True)
+class _Axis:
+    """Of a forest plot, from its lowest number to its highest.
+
+    Attributes:
+        low: at `LEFT`.
+        high: at `RIGHT`.
+        ticks: round numbers between them.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def place(self, value: float) -> float:
+        """In px."""
+        return round(LEFT + (RIGHT - LEFT) * (value - self.low) / (self.high - self.low), 2)
+
+
+def _axis(numbers: Sequence[float], most: float) -> _Axis:
+    """A little wider than its numbers, but not beyond the most that there can be."""
     low, high = min(numbers), max(numbers)
     room = 0.04 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - room, high + room
+    low, high = low - room, min(high + room, most)
+    ticks = MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return _Axis(low, high, tuple(float(tick) for tick in ticks if low <= tick <= high))
 
 
 def _short(name: str) -> str:

@@ -146,7 +146,8 @@ class Table:
         columns: all but that of the encoder.
         rows: the cells of each standing.
         provenance: of each standing, groups of names and values.
-        forest: the forest plot.
+        forest: the forest plot; None where nothing has a rank.
+        unranked: how many standings have no rank.
         matrix: of pairs.
     """
 
@@ -156,7 +157,8 @@ class Table:
     columns: list[Column]
     rows: list[list[Cell]]
     provenance: list[list[tuple[str, list[tuple[str, str]]]]]
-    forest: figures.Forest
+    forest: figures.Forest | None
+    unranked: int
     matrix: list[list[figures.Compared]]
 
 
@@ -172,6 +174,7 @@ def _table(board: Board, versions: set[tuple[str, str]]) -> Table:
         [[column.cell(row) for column in heads] for row in board.standings],
         [_provenance(row.entry) for row in board.standings],
         figures.forest(board),
+        sum(row.rank is None for row in board.standings),
         figures.matrix(board),
     )
 

@@ -134,6 +134,38 @@ def superres_task(path: Path) -> Path:
     return path
 
 
+def generation_task(path: Path) -> Path:
+    """A task whose results are distances of sets of images."""
+    content = yaml.safe_load(load_task("phantom").path.read_text(encoding="utf-8"))
+    content |= {"name": "drawing", "kind": "generation", "metric": "distance", "higher_is_better": False}
+    content |= {"classes": [], "heads": []}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def drawn(task: Path, shift: float, metric: str = "distance") -> Record:
+    """How far the mean of random images that are shifted lies from that of others, with an interval over images."""
+    rng = np.random.default_rng(0)
+    real, made = rng.normal(size=(50, 64)), rng.normal(loc=shift, size=(50, 64))
+
+    def distance(rows: np.ndarray) -> float:
+        return float(np.linalg.norm(real.mean(axis=0) - made[rows].mean(axis=0)))
+
+    resampled = [distance(rng.integers(50, size=50)) for _ in range(200)]
+    low, high = map(float, np.quantile(resampled, [0.025, 0.975]))
+    whole = Measurement("all", "set", {metric: distance(np.arange(50))}, {metric: (low, high)})
+    record = dataclasses.replace(
+        make_record(),
+        task=facts(load_task(str(task))),
+        encoder=EncoderFacts("painter", settings={"shift": shift}),
+        head=None,
+        predictions=(whole,),
+        extra={},
+        submitter=f"shift of {shift}",
+    )
+    return dataclasses.replace(record, metrics=recomputed(record)).sealed()
+
+
 def restored(task: Path, window: int, magnification: str = "20x") -> Record:
     """How far noisy random images are from the true ones after averaging over a window of rows."""
     rng = np.random.default_rng(0)

@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from benchmarks.leaderboard import collect
+from benchmarks.site import make_site
 from benchmarks.submission import known_tasks
-from tests.benchmarks.records import HOSTILE
+from tests.benchmarks.records import HOSTILE, drawn, generation_task, save
 from zoomfeat.cli import main
 from zoomfeat.errors import ConfigurationError
 
@@ -58,6 +59,27 @@ def test_lower_is_better_and_magnifications_of_images_apart(site):
     assert values[0] < values[1]
     assert {pair.tested.test for pair in found[0].pairs} == {"paired bootstrap"}
     assert found[1].pairs == ()
+
+
+def test_sets_of_images_have_no_paired_test_and_other_distances_no_rank(tmp_path):
+    task = generation_task(tmp_path / "drawing.yaml")
+    for record in (drawn(task, 2.0), drawn(task, 1.0), drawn(task, 0.1, "distance_over_another_network")):
+        save(record, tmp_path / "results")
+    made = make_site(tmp_path / "results", tmp_path / "site", Console(quiet=True), [str(task)])
+    (board,) = made.boards
+    assert [row.rank for row in board.standings] == [1, 2, None]
+    assert [row.entry.record.encoder.settings["shift"] for row in board.standings] == [1.0, 2.0, 0.1]
+    assert board.pairs == ()
+    assert made.collection.refused == ()
+    text = made.page.read_text(encoding="utf-8")
+    assert "1 result without a rank: no distance" in text
+    assert "No paired tests: the results of this task are of whole sets of images" in text
+    assert len(re.findall(r'<rect class="point"', text)) == 2
+    assert pd.read_csv(made.table)["rank"].isna().tolist() == [False, False, True]
+
+    only = tmp_path / "only"
+    save(drawn(task, 0.1, "distance_over_another_network"), only)
+    assert "<svg" not in make_site(only, tmp_path / "site", Console(quiet=True), [str(task)]).page.read_text("utf-8")
 
 
 def test_folder_without_records(tmp_path, capsys):

@@ -199,7 +199,7 @@ def test_tooltips_by_pointer_and_keyboard(opened, board):
     mark = opened.browser.find_element("css selector", "#task-1 .forest [tabindex='0']")
     opened.run("arguments[0].focus()", mark)
     mark.send_keys(Keys.ARROW_DOWN)
-    assert tip().startswith(f"2. {board.standings[1].name}\nAUROC ")
+    assert tip().startswith(f"{board.standings[1].name}\nAUROC ")
     heading = opened.browser.find_element("css selector", "#task-1 .results thead .number button")
     opened.run("arguments[0].focus()", heading)
     assert tip().startswith("Chance that a random positive patient")
