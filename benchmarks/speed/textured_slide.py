@@ -1,12 +1,13 @@
 """Large slides for measuring: the texture of a real one, mirrored over and over, in the layout of a scanner's file.
 
-They are SYNTHETIC as slides and say so in their description: the pixels of the scan are taken for finer ones than
-they are, and there is no glass but what lies between the pieces. What costs time is as in a scan: size, pyramid, tiles,
-the JPEG's own statistics, and how much of a slide is tissue.
+They are SYNTHETIC as slides and say so in their description: one small piece of tissue repeats, and its pixels may be
+taken for finer ones than they are. What costs time is as in a scan: size, pyramid, tiles, the statistics of the JPEGs,
+and a large piece of tissue with glass around it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,18 @@ from pathlib import Path
 import cv2
 import imagecodecs
 import numpy as np
-import openslide
 import tifffile
 
 from zoomfeat.files import replacing
+from zoomfeat.slides import Slide, find_tissue
 
-TILE = 256
+TEXTURE = (1024, 1536)
+"""Width and height of the texture in px."""
 MARK = "SYNTHETIC: texture of one scan, mirrored"
+_GLASS = (244, 243, 244)
 _STEP = 4  # between two levels of the pyramid
+_BLOCK = 16  # tiles a side that are tissue or glass as a whole: one tile of the third level
+_RADIUS = 0.4  # of the tissue, in sides of the slide
 _COLOUR_CODES = {"ycbcr": 3, "rgb": 2}  # of libjpeg
 
 
@@ -34,6 +39,7 @@ class JpegLayout:
         aperio: whether the file says that it is an Aperio SVS; otherwise it is a generic tiled TIFF.
         colours: ``"ycbcr"`` or ``"rgb"``, what the three components of the JPEG are.
         subsampling: of chroma along x and y.
+        tile: px a side; Aperio's older scanners make 240, its newer ones and most converters 256.
         quality: of the JPEG, 1 to 100.
     """
 
@@ -41,26 +47,31 @@ class JpegLayout:
     aperio: bool
     colours: str
     subsampling: tuple[int, int]
+    tile: int = 256
     quality: int = 70
 
 
-SVS = JpegLayout("SVS, YCbCr 4:2:2", aperio=True, colours="ycbcr", subsampling=(2, 1))
+SVS = JpegLayout("SVS, YCbCr 4:2:2", aperio=True, colours="ycbcr", subsampling=(2, 1), tile=240)
+SVS_256 = JpegLayout("SVS, YCbCr 4:2:2, tiles of 256", aperio=True, colours="ycbcr", subsampling=(2, 1))
 TIFF_420 = JpegLayout("TIFF, YCbCr 4:2:0", aperio=False, colours="ycbcr", subsampling=(2, 2))
-SVS_RGB = JpegLayout("SVS, RGB", aperio=True, colours="rgb", subsampling=(1, 1))
+SVS_RGB = JpegLayout("SVS, RGB", aperio=True, colours="rgb", subsampling=(1, 1), tile=240, quality=30)
 
 
 def scan_texture(path: Path) -> np.ndarray:
-    """The pixels of a small scan, cropped to whole tiles so that its mirrored copies repeat by tiles.
+    """The part of a small scan that holds most tissue.
 
     Args:
-        path: a slide that OpenSlide opens and that fits in memory.
+        path: a slide.
 
     Returns:
-        uint8 RGB (H, W, 3).
+        uint8 RGB, as large as ``TEXTURE``.
     """
-    with openslide.OpenSlide(path) as slide:
-        width, height = (side // TILE * TILE for side in slide.dimensions)
-        return np.ascontiguousarray(np.asarray(slide.read_region((0, 0), 0, (width, height)))[..., :3])
+    width, height = TEXTURE
+    with Slide.open(path) as slide:
+        mask = find_tissue(slide)
+        y, x = np.mgrid[0 : slide.height - height : 64, 0 : slide.width - width : 64].reshape(2, -1)
+        best = mask.fraction(x, y, width, height).argmax()
+        return slide.read(int(x[best]), int(y[best]), width, height, [TEXTURE])[0]
 
 
 def write_textured_slide(
@@ -70,30 +81,32 @@ def write_textured_slide(
 
     Args:
         path: the file; ``.svs`` for an Aperio layout.
-        texture: uint8 RGB (H, W, 3), both sides multiples of 256.
+        texture: uint8 RGB (H, W, 3); cropped to whole tiles, so that its mirrored copies repeat by tiles.
         side: of level 0 in px.
         mpp: um/px that the file claims.
         layout: of its tiles.
         levels: of the pyramid, each 4 times coarser than the one before.
     """
     objective = round(10 / mpp)
+    rows, columns = (length // layout.tile * layout.tile for length in texture.shape[:2])
+    texture = texture[:rows, :columns]
     description = f"{MARK}|AppMag = {objective}|MPP = {mpp}"
     if layout.aperio:
-        description = f"Aperio Image Library v0\n{side}x{side} [0,0 {side}x{side}] (256x256)|{description}"
+        description = f"Aperio Image Library v0\n{side}x{side} ({layout.tile}x{layout.tile})|{description}"
     with replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True) as tiff:
         for level in range(levels):
             pixels = _STEP**level
             across = -(-side // pixels)
             tiff.write(
-                _tiles(texture, across, layout),
+                _tiles(texture, level, side, layout),
                 shape=(across, across, 3),
                 dtype=np.uint8,
-                tile=(TILE, TILE),
+                tile=(layout.tile, layout.tile),
                 compression="jpeg",
                 photometric="rgb",
                 subsampling=layout.subsampling,
                 compressionargs={"outcolorspace": layout.colours},
-                jpegtables=_split(_encode(texture[:TILE, :TILE], layout))[0],
+                jpegtables=_split(_encode(texture[: layout.tile, : layout.tile], layout))[0],
                 subfiletype=int(level > 0),
                 description=description if layout.aperio or level == 0 else None,
                 resolution=(1e4 / (mpp * pixels),) * 2,
@@ -104,20 +117,31 @@ def write_textured_slide(
             texture = cv2.resize(texture, (width // _STEP, height // _STEP), interpolation=cv2.INTER_AREA)
 
 
-def _tiles(texture: np.ndarray, side: int, layout: JpegLayout) -> Iterator[bytes]:
+def _tiles(texture: np.ndarray, level: int, side: int, layout: JpegLayout) -> Iterator[bytes]:
     """The compressed tiles of one level, row by row; each that recurs is encoded once."""
     mirrored = np.concatenate([texture, texture[::-1]])
     mirrored = np.concatenate([mirrored, mirrored[:, ::-1]], axis=1)
     height, width = mirrored.shape[:2]
+    glass = _split(_encode(np.full((layout.tile, layout.tile, 3), _GLASS, np.uint8), layout))[1]
     encoded: dict[tuple[int, int], bytes] = {}
-    for top in range(0, side, TILE):
-        for left in range(0, side, TILE):
+    across = -(-side // _STEP**level)
+    for top in range(0, across, layout.tile):
+        for left in range(0, across, layout.tile):
+            if not _is_tissue(left * _STEP**level, top * _STEP**level, side, _BLOCK * layout.tile):
+                yield glass
+                continue
             corner = top % height, left % width
             if corner not in encoded:
-                rows, columns = (np.arange(start, start + TILE) for start in corner)
+                rows, columns = (np.arange(start, start + layout.tile) for start in corner)
                 tile = mirrored[np.ix_(rows % height, columns % width)]
                 encoded[corner] = _split(_encode(tile, layout))[1]
             yield encoded[corner]
+
+
+def _is_tissue(x: int, y: int, side: int, block: int) -> bool:
+    """Whether the block around a level-0 position lies in the disc of tissue."""
+    centre = ((place // block + 0.5) * block - side / 2 for place in (x, y))
+    return math.hypot(*centre) < _RADIUS * side
 
 
 def _encode(tile: np.ndarray, layout: JpegLayout) -> bytes:

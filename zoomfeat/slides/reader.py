@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +25,7 @@ from PIL import Image
 from zoomfeat.errors import ConfigurationError, MagnificationError, SlideUnreadableError
 from zoomfeat.georeference import Georeference
 from zoomfeat.slides.geotiff import GeoTiff
-from zoomfeat.slides.resample import area_resize, resize
+from zoomfeat.slides.resample import area_resize, resize_into
 from zoomfeat.slides.tiles import SHRINKS, JpegTiles
 
 DECODERS = ("exact", "dct", "openslide")
@@ -159,7 +160,10 @@ class Slide:
         per_pixel = self._pixel_size(level, shrink)
         columns = _parts(width / per_pixel[0], [w for w, _ in sizes])
         rows = _parts(height / per_pixel[1], [h for _, h in sizes])
-        results = [np.full((h, w, 3), 255, np.uint8) for w, h in sizes]
+        inside = x >= 0 and y >= 0 and x + width <= self.width and y + height <= self.height
+        results = [np.empty((h, w, 3), np.uint8) for w, h in sizes]
+        for result in () if inside else results:
+            result[:] = 255
         for top, bottom in rows:
             for left, right in columns:
                 box = (x + left * width, y + top * height, x + right * width, y + bottom * height)
@@ -206,17 +210,17 @@ class Slide:
     ) -> None:
         self.close()
 
-    def _downsample(self, level: int) -> tuple[float, float]:
-        """Level-0 pixels per pixel of a level along x and y; OpenSlide itself gives only their mean."""
-        width, height = self.source.level_dimensions[level]
-        return self.width / width, self.height / height
+    @cached_property
+    def _downsamples(self) -> list[tuple[float, float]]:
+        """Level-0 pixels per pixel of each level along x and y; OpenSlide itself gives only their mean."""
+        return [(self.width / width, self.height / height) for width, height in self.source.level_dimensions]
 
     def _level_for(self, *ratio: float) -> int:
         """The coarsest level no coarser than ``ratio`` level-0 pixels per pixel (x, y), but for a hundredth."""
         fitting = [
             level
-            for level in range(self.source.level_count)
-            if all(have <= want * _LEVEL_TOLERANCE for have, want in zip(self._downsample(level), ratio, strict=True))
+            for level, downsample in enumerate(self._downsamples)
+            if all(have <= want * _LEVEL_TOLERANCE for have, want in zip(downsample, ratio, strict=True))
         ]
         return max(fitting, default=0)
 
@@ -232,7 +236,7 @@ class Slide:
 
     def _pixel_size(self, level: int, shrink: int) -> tuple[float, float]:
         """Level-0 pixels per pixel of a level whose tiles are shrunk, along x and y."""
-        x, y = self._downsample(level)
+        x, y = self._downsamples[level]
         return x * shrink, y * shrink
 
     def _read_part(
@@ -255,14 +259,17 @@ class Slide:
             origin = [position / divisor for position in corner] * 2
         left, top, right, bottom = (edge - start for edge, start in zip(edges, origin, strict=True))
         size = (math.ceil(right - _ALIGNED), math.ceil(bottom - _ALIGNED))
+        aligned = all(abs(edge - round(edge)) <= _ALIGNED for edge in (left, top, right, bottom))
         if self.tiles is not None and level in self.tiles.levels:
-            canvas = self.tiles.read(level, corner, size, shrink)
+            as_it_is = (area for area in areas if aligned and area.shape == (size[1], size[0], 3))
+            canvas = self.tiles.read(level, corner, size, shrink, out=next(as_it_is, None))
         else:
             canvas = self._decode(corner, level, size)
-        if all(abs(edge - round(edge)) <= _ALIGNED for edge in (left, top, right, bottom)):
+        if aligned:
             canvas = canvas[round(top) : round(bottom), round(left) : round(right)]
             for area in areas:
-                area[:] = resize(canvas, (area.shape[1], area.shape[0]))
+                if area.ctypes.data != canvas.ctypes.data:
+                    resize_into(canvas, area)
         else:
             for area in areas:
                 area[:] = area_resize(canvas, (left, top, right, bottom), (area.shape[1], area.shape[0]))

@@ -47,6 +47,20 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
+def resize_into(image: np.ndarray, out: np.ndarray) -> None:
+    """The same as `resize`, written where it is wanted.
+
+    Args:
+        image: uint8 of shape (H, W, 3).
+        out: uint8 of shape (height, width, 3); each row in one piece.
+    """
+    height, width = out.shape[:2]
+    if height <= image.shape[0] and width <= image.shape[1] and out.shape != image.shape:
+        cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_AREA)
+    else:
+        out[:] = resize(image, (width, height))
+
+
 def _means_between(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
     """Means of ``values`` between neighbouring ``edges`` along one axis; one fewer than there are edges."""
     values = np.moveaxis(values, axis, 0)

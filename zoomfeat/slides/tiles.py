@@ -110,7 +110,14 @@ class JpegTiles:
         """Library and version."""
         return f"simplejpeg {simplejpeg.__version__}"
 
-    def read(self, level: int, corner: tuple[int, int], size: tuple[int, int], shrink: int = 1) -> np.ndarray:
+    def read(
+        self,
+        level: int,
+        corner: tuple[int, int],
+        size: tuple[int, int],
+        shrink: int = 1,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
         """A box of one level; white where it lies beyond the level or where a tile is missing.
 
         Args:
@@ -118,9 +125,10 @@ class JpegTiles:
             corner: left and top in pixels, of the level shrunk so many times; may be outside.
             size: width and height in the same pixels.
             shrink: 1, or one of ``SHRINKS`` to decode every tile that many times smaller.
+            out: where to write, uint8 (height, width, 3).
 
         Returns:
-            uint8 RGB (height, width, 3), good until the same thread reads from this slide again.
+            ``out``, or where it is None an array of that kind, good until the same thread reads from this slide again.
 
         Raises:
             SlideUnreadableError: a tile does not decode, or lies beyond the end of the file.
@@ -129,7 +137,7 @@ class JpegTiles:
         (left, top), (width, height) = corner, size
         right = min(left + width, layout.width // shrink)
         bottom = min(top + height, layout.height // shrink)
-        canvas = self._memory("canvas", (height, width, _SAMPLES))
+        canvas = self._memory("canvas", (height, width, _SAMPLES)) if out is None else out
         if left < 0 or top < 0 or right < left + width or bottom < top + height:
             canvas[:] = 255
         tile_width, tile_height = (side // shrink for side in layout.tile)
