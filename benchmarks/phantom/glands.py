@@ -21,6 +21,8 @@ _FUSED_SPACING_UM = 78.0
 _NEST_SPACING_UM = 270.0
 _SEPTUM_UM = 10.0
 _NEST_SEPTUM_UM = 67.0
+_LESION_HEIGHT_UM = (26.0, 31.0)  # of the epithelium, from wall to lumen
+_DUCT_HEIGHT_UM = (19.0, 24.0)
 _OVERLAP_UM = 5.0  # fused units are drawn that much larger, so that no gap is left between them
 
 
@@ -79,22 +81,27 @@ def pack(rng: np.random.Generator, polygon: NDArray[np.float64], *, large_nuclei
         nest = np.arange(len(centres))
         septum = _SEPTUM_UM
     outline = _outline(rng, centres, nest, spacing, septum)
-    return _with_lumens(rng, centres, outline, large_nuclei, fused)
+    return _with_lumens(rng, centres, outline, _LESION_HEIGHT_UM, large_nuclei, fused)
 
 
 def ducts(rng: np.random.Generator, centres: NDArray[np.float64]) -> Glands:
     """Single normal glands with wide lumens and small nuclei, far apart."""
     radius = rng.uniform(42, 62, (len(centres), 1))
     outline = radius * (1 + _wobble(rng, len(centres), 0.09))
-    return _with_lumens(rng, centres, outline, False, False)
+    return _with_lumens(rng, centres, outline, _DUCT_HEIGHT_UM, False, False)
 
 
 def _with_lumens(
-    rng: np.random.Generator, centres: NDArray[np.float64], outline: NDArray[np.float64], large: bool, fused: bool
+    rng: np.random.Generator,
+    centres: NDArray[np.float64],
+    outline: NDArray[np.float64],
+    height_um: tuple[float, float],
+    large: bool,
+    fused: bool,
 ) -> Glands:
     count = len(centres)
-    lumen = outline - rng.uniform(19, 24, (count, 1))
-    lumen = np.maximum(lumen, 4.0) * (1 + _wobble(rng, count, 0.08))
+    lumen = outline - rng.uniform(*height_um, (count, 1))
+    lumen = np.maximum(lumen, 3.0) * (1 + _wobble(rng, count, 0.08))
     secretion = np.where(rng.random(count) < 0.35, rng.uniform(0.3, 1, count), 0)
     return Glands(centres, outline, lumen, np.full(count, large), np.full(count, fused), secretion)
 

@@ -46,14 +46,14 @@ class NucleusKind:
     ragged: float
 
 
-SMALL = NucleusKind(3.7, 0.08, 1.35, 1.42, 0.45, 0.10, 0.10, 0, 0.03)
-LARGE = NucleusKind(5.2, 0.13, 1.3, 1.22, 0.85, 0.30, 0.55, 2, 0.06)
+SMALL = NucleusKind(3.3, 0.08, 1.35, 1.45, 0.45, 0.08, 0.08, 0, 0.03)
+LARGE = NucleusKind(5.8, 0.13, 1.22, 1.05, 0.80, 0.50, 0.60, 2, 0.05)
 FIBROBLAST = NucleusKind(3.3, 0.12, 4.2, 1.40, 0.5, 0.12, 0.05, 0, 0.03)
 LYMPHOCYTE = NucleusKind(2.9, 0.07, 1.08, 1.85, 0.7, 0.16, 0.05, 0, 0.03)
 
 # Distance between neighbours in a row of epithelium, chosen so that large and small nuclei cover a like share.
-_ROW_SPACING_UM = {False: 8.6, True: 12.2}
-_SECOND_ROW_SHARE = 0.5
+_ROW_SPACING_UM = {False: 7.8, True: 12.8}
+_INNER_ROW_SHARE = 0.9
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Nuclei:
 
 
 def epithelial(rng: np.random.Generator, glands: Glands, scale: float) -> list[Nuclei]:
-    """The nuclei of glands: a row along the wall and part of a second one, long axes towards the lumen.
+    """The nuclei of glands: a row along the wall and those within it that fit, long axes towards the lumen.
 
     Args:
         rng: random numbers.
@@ -82,7 +82,7 @@ def epithelial(rng: np.random.Generator, glands: Glands, scale: float) -> list[N
         kind = LARGE if large else SMALL
         spacing = _ROW_SPACING_UM[large] * scale
         long_axis = kind.radius_um * scale * np.sqrt(kind.elongation)
-        for row in range(2):
+        for row in range(3):
             depth = long_axis + 2.0 + row * 1.75 * long_axis
             radius = glands.outline[i] - depth
             count = int(2 * np.pi * radius.mean() / spacing)
@@ -91,7 +91,7 @@ def epithelial(rng: np.random.Generator, glands: Glands, scale: float) -> list[N
             angle = (np.arange(count) + rng.normal(0, 0.16, count) + rng.random()) * (2 * np.pi / count)
             reach = np.interp(angle, ANGLES, radius, period=2 * np.pi) + rng.normal(0, 1.1, count)
             floor = np.interp(angle, ANGLES, glands.lumen[i], period=2 * np.pi) + 0.8 * long_axis
-            kept = (reach > floor) & (rng.random(count) < (1 if row == 0 else _SECOND_ROW_SHARE))
+            kept = (reach > floor) & (rng.random(count) < (1 if row == 0 else _INNER_ROW_SHARE))
             points = glands.centres[i] + reach[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
             turn = angle + rng.normal(0, 0.25, count)
             found[large].append(np.column_stack([points, turn])[kept])

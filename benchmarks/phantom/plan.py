@@ -104,7 +104,7 @@ def plan_cohort(slides: int = 40, seed: int = 0) -> list[SlidePlan]:
                 seed=(seed, 1, number, part),
                 mpp=float(rng.choice(_SCANNERS, p=_SCANNER_SHARES)),
                 stain=str(rng.choice(_STAINS)),
-                thickness=round(float(np.exp(rng.normal(0, 0.12))), 3),
+                thickness=round(float(np.exp(rng.normal(0, 0.06))), 3),
                 pen=str(rng.choice(_PENS)) if rng.random() < 0.2 else "",
                 blur_um=round(float(rng.uniform(1.0, 2.0)), 2) if rng.random() < 0.2 else 0.0,
                 nuclear_scale=round(scale, 3),
