@@ -26,7 +26,8 @@ def save_png(
         image: the picture.
         path: the file; its folder exists.
         arguments: what made it, JSON-able; a text chunk that :func:`read_arguments` reads.
-        mpp: microns per pixel, which becomes the physical pixel size that the format has a field for.
+        mpp: microns per pixel, which becomes the physical pixel size that the format has a field for, in whole
+            pixels a metre: a pixel of more than a metre has none.
 
     Raises:
         ZoomfeatError: it cannot be written.
@@ -36,7 +37,7 @@ def save_png(
     if arguments is not None:
         text.add_text(_KEY, json.dumps(arguments))
     with replacing(path) as temporary:
-        if mpp is None:
+        if mpp is None or mpp > 1e6:
             image.save(temporary, format="PNG", pnginfo=text)
         else:
             image.save(temporary, format="PNG", pnginfo=text, dpi=(25400 / mpp, 25400 / mpp))

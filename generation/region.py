@@ -1,4 +1,4 @@
-"""Any region of a slide as a condition: the embeddings of all 20x patches under it.
+"""Any region of a slide as a condition: the embeddings of all finest patches under it.
 
 `zoomfeat prepare` embeds whole slides on the aligned grid (:mod:`generation.pyramid`); here a region may lie anywhere.
 """
@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from zoomfeat.encoders import PatchEncoder
 from zoomfeat.errors import ConfigurationError, MagnificationError
-from zoomfeat.magnification import BRCA, PATCH_SIZE, Magnification
+from zoomfeat.magnification import BRCA, PATCH_SIZE, Ladder, Magnification
 from zoomfeat.slides import Slide, patch_size
 
-_BLOCK = 8  # what is decoded at once: 8 x 8 patches of 20x, 2048 px a side
+_BLOCK = 8  # what is decoded at once: 8 x 8 of the finest patches, 2048 px a side
 
 
-def region_image(slide: Slide, x: int, y: int, magnification: Magnification) -> NDArray[np.uint8]:
+def region_image(
+    slide: Slide, x: int, y: int, magnification: Magnification, ladder: Ladder = BRCA
+) -> NDArray[np.uint8]:
     """The region itself as a patch, uint8 RGB ``(256, 256, 3)``; arguments and errors as :func:`region_embeddings`."""
-    width, height = _region_size(slide, x, y, magnification)
+    width, height = _region_size(slide, x, y, magnification, ladder.finest)
     return slide.read(x, y, width, height, [(PATCH_SIZE, PATCH_SIZE)])[0]
 
 
@@ -30,36 +32,38 @@ def region_embeddings(
     y: int,
     magnification: Magnification,
     encoder: PatchEncoder,
+    ladder: Ladder = BRCA,
     *,
     batch_size: int = 16,
     on_patches: Callable[[int, int], object] | None = None,
 ) -> NDArray[np.float32]:
-    """Embeddings of the 20x patches under one patch of a coarser magnification.
+    """Embeddings of the finest patches (20x of histology) under one patch of a coarser magnification.
 
     Args:
         slide: an open slide.
         x: left edge of the region in level-0 pixels. It may overhang the slide: what lies beyond is white.
         y: top edge.
-        magnification: of the region, a step of the histology ladder with index k.
-        encoder: embeds the 20x patches; patches of one colour are embedded once.
-        batch_size: 20x patches a call of the encoder.
+        magnification: of the region, a step of the ladder with index k.
+        encoder: embeds the finest patches; patches of one colour are embedded once.
+        ladder: the magnifications of the slide's domain.
+        batch_size: patches a call of the encoder.
         on_patches: called with the patches done and their number, after every batch.
 
     Returns:
         ``(C, 2**k, 2**k)`` float32, rows downwards.
 
     Raises:
-        MagnificationError: the slide's pixels are too coarse for 20x.
+        MagnificationError: the slide's pixels are too coarse for the finest magnification.
         ConfigurationError: the region lies beside the slide.
         SlideUnreadableError: part of it does not decode.
     """
-    _region_size(slide, x, y, magnification)
-    finest = encoder.at(BRCA.steps[0])
+    _region_size(slide, x, y, magnification, ladder.finest)
+    finest = encoder.at(ladder.finest)
     side = magnification.grid
     grid = np.empty((finest.dim, side, side), np.float32)
     plain: dict[tuple[int, ...], NDArray[np.float32]] = {}
     done = 0
-    for row, column, patches in _blocks(slide, x, y, side):
+    for row, column, patches in _blocks(slide, x, y, side, ladder.finest):
         per_side = len(patches)
         block = np.empty((per_side, per_side, finest.dim), np.float32)
         even = (patches == patches[:, :, :1, :1]).all((2, 3, 4))  # beyond the edge, and glass that a scanner evened
@@ -82,9 +86,11 @@ def region_embeddings(
     return grid
 
 
-def _blocks(slide: Slide, x: int, y: int, side: int) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
-    """Row, column and 20x patches ``(n, n, 256, 256, 3)`` of the parts of a region that are decoded at once."""
-    width, height = patch_size(slide, BRCA.steps[0])
+def _blocks(
+    slide: Slide, x: int, y: int, side: int, finest: Magnification
+) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
+    """Row, column and patches ``(n, n, 256, 256, 3)`` of the parts of a region that are decoded at once."""
+    width, height = patch_size(slide, finest)
     n = min(side, _BLOCK)
     for row, column in np.ndindex(side // n, side // n):
         left, top = x + column * n * width, y + row * n * height
@@ -92,13 +98,13 @@ def _blocks(slide: Slide, x: int, y: int, side: int) -> Iterator[tuple[int, int,
         yield row * n, column * n, canvas.reshape(n, PATCH_SIZE, n, PATCH_SIZE, 3).swapaxes(1, 2)
 
 
-def _region_size(slide: Slide, x: int, y: int, magnification: Magnification) -> tuple[int, int]:
+def _region_size(slide: Slide, x: int, y: int, magnification: Magnification, finest: Magnification) -> tuple[int, int]:
     """Level-0 pixels of the region along x and y."""
     try:
-        unit = patch_size(slide, BRCA.steps[0])
+        unit = patch_size(slide, finest)
     except MagnificationError as error:
         raise MagnificationError(
-            f"{error.problem}; a region is known by the embeddings of its 20x patches",
+            f"{error.problem}; a region is known by the embeddings of its {finest} patches",
             cure="Use a finer scan, or give the slide's true um/px as mpp if this one is wrong",
         ) from error
     width, height = (length * magnification.grid for length in unit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from generation.pipelines.schedulers import make_scheduler
 from generation.region import region_embeddings, region_image
 from zoomfeat.conf.schema import GenerateConfig
 from zoomfeat.encoders import PatchEncoder, load_encoder
-from zoomfeat.errors import ConfigurationError
+from zoomfeat.errors import ConfigurationError, SlideUnreadableError
 from zoomfeat.files import make_folder
-from zoomfeat.magnification import BRCA, Magnification
+from zoomfeat.magnification import Magnification, resolution
 from zoomfeat.models.weights import hash_weights
 from zoomfeat.progress import progress_bar
 from zoomfeat.slides import Slide
@@ -52,9 +51,9 @@ class _Job:
     missing: list[int]
 
     @property
-    def mpp(self) -> float | None:
-        """Microns per pixel, where the ladder has any."""
-        return None if math.isnan(self.magnification.mpp) else self.magnification.mpp
+    def mpp(self) -> float:
+        """Microns per pixel."""
+        return self.magnification.mpp
 
 
 def run(config: GenerateConfig) -> int:
@@ -62,10 +61,13 @@ def run(config: GenerateConfig) -> int:
     console = Console()
     _check(config)
     with ExitStack() as stack:
-        slide = None if config.slide is None else stack.enter_context(Slide.open(config.slide, default_mpp=config.mpp))
         with console.status(f"loading {config.model}"):
             pipe = load_pipeline(config.model, config.cdm, config.device)
-            encoder = None if slide is None else _encoder(pipe, config)
+        slide = None
+        if config.slide is not None:
+            opened = Slide.open(config.slide, default_mpp=config.mpp, reader=pipe.domain.reader)
+            slide = stack.enter_context(opened)
+        encoder = None if slide is None else _encoder(pipe, config)
         if slide is None and pipe.cdm is None:
             raise ConfigurationError(
                 f"{config.model} has no conditioning model, without which there is nothing to draw from",
@@ -80,9 +82,9 @@ def run(config: GenerateConfig) -> int:
             reference = []
             if slide is not None and encoder is not None:
                 x, y = _corner(config)
-                reference.append(Image.fromarray(region_image(slide, x, y, job.magnification)))
+                reference.append(Image.fromarray(region_image(slide, x, y, job.magnification, pipe.ladder)))
             if job.missing:
-                grid = None if slide is None or encoder is None else _embed(slide, encoder, config, job, console)
+                grid = None if slide is None or encoder is None else _embed(slide, pipe, encoder, config, job, console)
                 _draw(pipe, config, job, grid, console)
             rows.append((_label(job, bool(reference)), reference + [_opened(path) for path in job.paths[:_PREVIEWED]]))
     save_png(preview_grid(rows), out / PREVIEW)
@@ -107,6 +109,8 @@ def _check(config: GenerateConfig) -> None:
         raise ConfigurationError("x= and y= without slide=", cure="Give the slide whose region they are")
     if config.slide is not None:
         _corner(config)
+        if not Path(config.slide).is_file():  # before the model is loaded, which knows how to open it
+            raise SlideUnreadableError("no such file", cure="Check the path", path=config.slide)
 
 
 def _corner(config: GenerateConfig) -> tuple[int, int]:
@@ -120,7 +124,7 @@ def _corner(config: GenerateConfig) -> tuple[int, int]:
 def _encoder(pipe: ZoomLDMPipeline, config: GenerateConfig) -> PatchEncoder:
     name = config.ssl_encoder or pipe.config.ssl_encoder
     options = {} if config.ssl_weights is None else {"weights": config.ssl_weights}
-    encoder = None if name is None else load_encoder(name, BRCA.steps[0], config.device, **options)
+    encoder = None if name is None else load_encoder(name, pipe.ladder.finest, config.device, **options)
     return pipe.embedding_encoder(encoder)
 
 
@@ -168,12 +172,20 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return f"{key} was {found.get(key)}, is {wanted.get(key)}"
 
 
-def _embed(slide: Slide, encoder: PatchEncoder, config: GenerateConfig, job: _Job, console: Console) -> Tensor:
+def _embed(
+    slide: Slide, pipe: ZoomLDMPipeline, encoder: PatchEncoder, config: GenerateConfig, job: _Job, console: Console
+) -> Tensor:
     x, y = _corner(config)
     with progress_bar(console) as progress:
         task = progress.add_task(f"embedding {job.magnification}", total=job.magnification.grid**2, unit="patches")
         embeddings = region_embeddings(
-            slide, x, y, job.magnification, encoder, on_patches=lambda done, _: progress.update(task, completed=done)
+            slide,
+            x,
+            y,
+            job.magnification,
+            encoder,
+            pipe.ladder,
+            on_patches=lambda done, _: progress.update(task, completed=done),
         )
     return torch.from_numpy(embeddings)
 
@@ -207,7 +219,7 @@ def _draw(pipe: ZoomLDMPipeline, config: GenerateConfig, job: _Job, grid: Tensor
 
 
 def _label(job: _Job, referenced: bool) -> str:
-    label = str(job.magnification) if job.mpp is None else f"{job.magnification}, {job.mpp:g} um/px"
+    label = f"{job.magnification}, {resolution(job.mpp)}/px"
     return f"{label}: the region, then variations" if referenced else label
 
 

@@ -25,7 +25,7 @@ from zoomfeat.conf.schema import GenerateLargeConfig
 from zoomfeat.encoders import load_encoder
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import make_folder
-from zoomfeat.magnification import BRCA
+from zoomfeat.magnification import Magnification, resolution
 from zoomfeat.models.weights import hash_weights
 from zoomfeat.slides import Slide
 
@@ -59,7 +59,7 @@ def run(config: GenerateLargeConfig) -> int:
         console.print(f"{path} exists", soft_wrap=True, highlight=False)
     if there and not state.exists():
         if not preview.exists():
-            save_png(preview_grid([_shown(path)]), preview)  # what guided it is not known any more
+            save_png(preview_grid([_shown(path, pipe.ladder.finest)]), preview)  # what guided it is not known any more
         return 0
 
     units = {"embedding": "patches", "drawing the guide": "steps", "sampling": "passes", "decoding": "rows"}
@@ -94,21 +94,23 @@ def run(config: GenerateLargeConfig) -> int:
         if max(pipe.image_size(latent)) <= _SHOWN  # what lies between may be large, and is decoded as a whole
     ]
     region = [] if reference is None else [("the region", [reference])]
-    save_png(preview_grid([*region, *guides, _shown(path)]), preview)
+    save_png(preview_grid([*region, *guides, _shown(path, pipe.ladder.finest)]), preview)
     with suppress(FileNotFoundError):
         state.unlink()
     width, height = pipe.image_size(sampled.latent)
-    console.print(f"{path}: {width} x {height} px at {mpp:g} um/px. Look at {preview}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{path}: {width} x {height} px at {resolution(mpp)}/px. Look at {preview}", soft_wrap=True, highlight=False
+    )
     if config.model in MODELS and MODELS[config.model].note:
         console.print(f"NOTE {MODELS[config.model].note}", style="bold yellow", highlight=False)
     return 0
 
 
-def _shown(path: Path) -> tuple[str, list[Image.Image]]:
+def _shown(path: Path, finest: Magnification) -> tuple[str, list[Image.Image]]:
     """The row of the image in the sheet."""
     with Slide.open(path) as slide:
         side = max(1.0, max(slide.width, slide.height) / _SHOWN)
-        return f"20x image, {path.name}", [Image.fromarray(slide.thumbnail(slide.mpp[0] * side))]
+        return f"{finest} image, {path.name}", [Image.fromarray(slide.thumbnail(slide.mpp[0] * side))]
 
 
 def _check(config: GenerateLargeConfig) -> None:
@@ -143,12 +145,12 @@ def _region(
     assert config.slide is not None and config.x is not None and config.y is not None  # noqa: PT018, checked
     name = config.ssl_encoder or pipe.config.ssl_encoder
     options = {} if config.ssl_weights is None else {"weights": config.ssl_weights}
-    encoder = None if name is None else load_encoder(name, BRCA.steps[0], config.device, **options)
+    encoder = None if name is None else load_encoder(name, pipe.ladder.finest, config.device, **options)
     encoder = pipe.embedding_encoder(encoder)
     step = pipe.ladder[config.guide]
-    with Slide.open(config.slide, default_mpp=config.mpp) as slide:
-        reference = Image.fromarray(region_image(slide, config.x, config.y, step))
-        grid = region_embeddings(slide, config.x, config.y, step, encoder, on_patches=on_patches)
+    with Slide.open(config.slide, default_mpp=config.mpp, reader=pipe.domain.reader) as slide:
+        reference = Image.fromarray(region_image(slide, config.x, config.y, step, pipe.ladder))
+        grid = region_embeddings(slide, config.x, config.y, step, encoder, pipe.ladder, on_patches=on_patches)
     return reference, torch.from_numpy(grid)
 
 

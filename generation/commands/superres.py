@@ -21,6 +21,7 @@ from generation.sampling_progress import sampling_progress
 from zoomfeat.conf.schema import SuperresConfig
 from zoomfeat.errors import ConfigurationError, SlideUnreadableError
 from zoomfeat.files import make_folder
+from zoomfeat.magnification import resolution
 from zoomfeat.slides import Slide
 
 _SHOWN = 256  # px of the input, in the middle, that the sheet shows enlarged
@@ -58,7 +59,7 @@ def run(config: SuperresConfig) -> int:
         with suppress(FileNotFoundError):
             kept.unlink()
     console.print(
-        f"{path}: {size[0]} x {size[1]} px at {mpp:g} um/px. Look at {preview}", soft_wrap=True, highlight=False
+        f"{path}: {size[0]} x {size[1]} px at {resolution(mpp)}/px. Look at {preview}", soft_wrap=True, highlight=False
     )
     if config.model in MODELS and MODELS[config.model].note:
         console.print(f"NOTE {MODELS[config.model].note}", style="bold yellow", highlight=False)

@@ -60,18 +60,8 @@ class LargeImagePipeline(ZoomLDMPipeline):
         return cls(**pipe.components, ladder=pipe.config.ladder, ssl_encoder=pipe.config.ssl_encoder)
 
     def finest_mpp(self) -> float:
-        """um/px of the images.
-
-        Raises:
-            ConfigurationError: the model's finest magnification has no physical size.
-        """
-        mpp = self.ladder.steps[0].mpp
-        if not mpp > 0:
-            raise ConfigurationError(
-                f"the {self.ladder.name} ladder has no um/px to write into a file",
-                cure="Call the pipeline in Python, with output_type='pil'",
-            )
-        return mpp
+        """um/px of the images."""
+        return self.ladder.finest.mpp
 
     @torch.no_grad()
     def write(
@@ -96,7 +86,6 @@ class LargeImagePipeline(ZoomLDMPipeline):
 
         Raises:
             ZoomfeatError: the file cannot be written.
-            ConfigurationError: the model's finest magnification has no physical size.
         """
         mpp = self.finest_mpp()
         width, height = size or self.image_size(latent)

@@ -32,7 +32,7 @@ class NamedModel:
 
 MODELS = {
     "zoomldm-brca": NamedModel(BRCA.name, "uni", "brca"),
-    "zoomldm-naip": NamedModel(NAIP.name, None, "naip"),
+    "zoomldm-naip": NamedModel(NAIP.name, "dinov2-vitl14-reg", "naip"),
     "zoomldm-tiny": NamedModel(
         BRCA.name, "efficientnet-lite0", None, "a small model trained on few pictures, for demonstration and tests only"
     ),

@@ -30,6 +30,7 @@ from generation.pipelines.inputs import (
     read_magnifications,
 )
 from generation.region import region_embeddings
+from zoomfeat.domains import Domain, load_domain
 from zoomfeat.encoders import PatchEncoder, load_encoder
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError
 from zoomfeat.magnification import BRCA, NAIP, PATCH_SIZE, Ladder, Magnification
@@ -38,7 +39,6 @@ from zoomfeat.models.weights import check_complete
 from zoomfeat.models.zoomldm import ZoomLDM
 from zoomfeat.slides import Slide
 
-_LADDERS = {ladder.name: ladder for ladder in (BRCA, NAIP)}
 _OUTPUTS = ("pil", "np", "pt", "latent")
 
 StepCallback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
@@ -59,13 +59,13 @@ class ZoomLDMPipeline(ZoomLDM):
         summarizer: makes the denoiser's context from SSL embeddings.
         scheduler: any diffusers scheduler over the model's noise schedule.
         cdm: the conditioning model, which draws contexts from a magnification alone; optional.
-        ladder: the magnifications, ``"brca"`` or ``"naip"``; null: NAIP's where the Summarizer knows four, as the
-            released model does, else as many of histology's as it knows.
+        ladder: the domain whose magnifications they are, ``"brca"``, ``"naip"`` or the path of a YAML file; null:
+            NAIP's where the Summarizer knows four, as the released model does, else as many of histology's as it knows.
         ssl_encoder: name of the encoder whose embeddings the model was trained with, for :meth:`from_region`.
 
     Raises:
         CheckpointMismatchError: a conditioning model for another Summarizer.
-        ConfigurationError: an unknown ladder.
+        ConfigurationError: an unknown domain.
     """
 
     _optional_components = ["cdm"]  # noqa: RUF012, the type that diffusers takes
@@ -81,8 +81,8 @@ class ZoomLDMPipeline(ZoomLDM):
         ssl_encoder: str | None = None,
     ) -> None:
         super().__init__(vae, unet, summarizer, scheduler)
-        if ladder is not None and ladder not in _LADDERS:
-            raise ConfigurationError(f"no ladder {ladder!r}", cure=f"Known are {', '.join(_LADDERS)}")
+        if ladder is not None:
+            load_domain(ladder)
         if cdm is not None:
             _check_cdm(cdm, summarizer)
         self.register_modules(cdm=cdm)
@@ -113,11 +113,16 @@ class ZoomLDMPipeline(ZoomLDM):
         return pipe
 
     @property
+    def domain(self) -> Domain:
+        """What the model draws."""
+        known = self.summarizer.config.num_magnifications
+        return load_domain(self.config.ladder or (NAIP.name if known == len(NAIP.steps) else BRCA.name))
+
+    @property
     def ladder(self) -> Ladder:
         """The magnifications that the model knows, finest first."""
-        known = self.summarizer.config.num_magnifications
-        name = self.config.ladder or (NAIP.name if known == len(NAIP.steps) else BRCA.name)
-        return Ladder(name, _LADDERS[name].steps[:known])
+        ladder = self.domain.ladder
+        return Ladder(ladder.name, ladder.steps[: self.summarizer.config.num_magnifications])
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -241,7 +246,7 @@ class ZoomLDMPipeline(ZoomLDM):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draws variations of a region: other pixels, the same semantics as far as embeddings tell.
 
-        All 20x patches under the region are embedded, which at 1.25x are 256 and at 0.15625x 16384.
+        All finest patches under the region are embedded, which at 1.25x are 256 of 20x and at 0.15625x 16384.
 
         Args:
             slide: an open slide or its path; a reference patch is a plain image, whose um/px is ``mpp``.
@@ -255,35 +260,29 @@ class ZoomLDMPipeline(ZoomLDM):
         Raises:
             ConfigurationError: no encoder is known, or one of another width than the Summarizer reads; a region
                 beside the slide; options as in a call.
-            MagnificationError: a magnification that the model lacks, or pixels too coarse for 20x.
+            MagnificationError: a magnification that the model lacks, or pixels too coarse for the finest.
             SlideUnreadableError: the slide does not open, or the region does not decode.
         """
         if isinstance(slide, str | Path):
-            with Slide.open(slide, default_mpp=mpp) as opened:
+            with Slide.open(slide, default_mpp=mpp, reader=self.domain.reader) as opened:
                 return self.from_region(opened, x, y, magnification, encoder=encoder, **options)
         step = self.ladder[magnification]
         encoder = self.embedding_encoder(encoder)
-        return self(region_embeddings(slide, x, y, step, encoder), step, **options)
+        return self(region_embeddings(slide, x, y, step, encoder, self.ladder), step, **options)
 
     def embedding_encoder(self, encoder: PatchEncoder | None = None) -> PatchEncoder:
         """The encoder given, or the one that the model was trained with, once it is known to fit.
 
         Raises:
-            ConfigurationError: none is known, its width is not what the Summarizer reads, or the model's ladder has
-                no physical size.
+            ConfigurationError: none is known, or its width is not what the Summarizer reads.
         """
-        if self.ladder.name != BRCA.name:
-            raise ConfigurationError(
-                f"the {self.ladder.name} ladder has no physical size to find a region's patches by",
-                cure="Embed the patches yourself and give ssl_embeddings=",
-            )
         if encoder is None:
             if self.config.ssl_encoder is None:
                 raise ConfigurationError(
                     "the model does not say by which encoder it was conditioned",
                     cure="Give encoder=load_encoder(name), on the command line ssl_encoder=name",
                 )
-            encoder = load_encoder(self.config.ssl_encoder, BRCA.steps[0], str(self._execution_device))
+            encoder = load_encoder(self.config.ssl_encoder, self.ladder.finest, str(self._execution_device))
         expected = self.summarizer.config.input_dim
         if encoder.dim != expected:
             raise ConfigurationError(

@@ -219,7 +219,7 @@ def read_image(image: Picture, smallest: int) -> Tensor:
         )
     if min(pixels.shape[1:]) < smallest:
         raise ConfigurationError(
-            f"an image of {pixels.shape[2]} x {pixels.shape[1]} px; a 20x patch covers {smallest} x {smallest} of it",
+            f"an image of {pixels.shape[2]} x {pixels.shape[1]} px; one of the finest patches covers {smallest} x {smallest} of it",
             cure="Give a larger image, or a larger scale",
         )
     pixels = pixels.cpu().float() / 255 if pixels.dtype == torch.uint8 else pixels.cpu().float()
@@ -251,7 +251,7 @@ def check_condition(condition: str, embeddings: Embeddings | None, expected: tup
     if grid.shape != expected:
         raise ConfigurationError(
             f"embeddings of shape {tuple(grid.shape)}; expected {expected}",
-            cure="Give one embedding for each 20x patch that lies under the image, at least in part",
+            cure="Give one embedding for each of the finest patches that lie under the image, at least in part",
         )
     if not grid.isfinite().all():
         raise ConfigurationError("the embeddings hold NaN or infinity", cure="Embed the patches again, in float32")

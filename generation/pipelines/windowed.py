@@ -60,7 +60,7 @@ class WindowedPipeline(LargeImagePipeline):
         if grid.ndim != 3 or grid.shape[0] != width or not grid[0].numel():
             raise ConfigurationError(
                 f"embeddings of shape {tuple(grid.shape)}; expected ({width}, rows, columns)",
-                cure="Give one embedding a 20x patch",
+                cure="Give one embedding for each of the finest patches",
             )
         if not grid.isfinite().all():
             raise ConfigurationError("the embeddings hold NaN or infinity", cure="Embed the patches again, in float32")

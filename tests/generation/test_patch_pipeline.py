@@ -533,7 +533,7 @@ def naip(pipe: ZoomLDMPipeline) -> ZoomLDMPipeline:
     return ZoomLDMPipeline(**pipe.components | {"summarizer": summarizer, "cdm": None})
 
 
-def test_four_magnifications_are_those_of_naip(pipe, slide_path):
+def test_four_magnifications_are_those_of_naip(pipe):
     satellite = naip(pipe)
     satellite.set_progress_bar_config(disable=True)
     assert [step.name for step in satellite.ladder.steps] == [step.name for step in NAIP.steps]
@@ -542,8 +542,6 @@ def test_four_magnifications_are_those_of_naip(pipe, slide_path):
         MagnificationError, match=r"no magnification '5x' in the naip ladder. Use one of 1x, 2x, 3x, 4x"
     ):
         drawn(satellite, torch.randn(WIDTH, 4, 4), "5x")
-    with pytest.raises(ConfigurationError, match="no physical size"):
-        satellite.from_region(slide_path, 0, 0, "2x")
 
 
 NAN = torch.full((WIDTH, 4, 4), torch.nan)
@@ -601,5 +599,5 @@ def test_eta_for_a_scheduler_without_it(pipe):
 def test_unknown_schedulers_and_ladders(pipe):
     with pytest.raises(ConfigurationError, match=r"no scheduler 'plmss'. Did you mean plms\?"):
         make_scheduler("plmss", pipe.scheduler.config)
-    with pytest.raises(ConfigurationError, match="no ladder 'mars'"):
+    with pytest.raises(ConfigurationError, match="no domain 'mars'"):
         ZoomLDMPipeline(**pipe.components, ladder="mars")

@@ -204,7 +204,7 @@ def test_images_are_read_in_every_form():
 @pytest.mark.parametrize(
     ("image", "options", "problem"),
     [
-        (picture(63, 200), {}, "200 x 63 px; a 20x patch covers 64 x 64"),
+        (picture(63, 200), {}, "200 x 63 px; one of the finest patches covers 64 x 64"),
         (np.zeros((64, 64), np.uint8), {}, "shape"),
         (torch.full((3, 64, 64), torch.nan), {}, "NaN"),
         (torch.full((3, 64, 64), 7.0), {}, "values from 7"),
