@@ -26,8 +26,8 @@ def facts_table(infos: list[EncoderInfo]) -> Table:
     )
     table.add_column("encoder=", style="bold", no_wrap=True)
     for heading in ("dim", "input", "feature", "params", "licence", "gated"):
-        justify = "right" if heading in ("dim", "input", "params") else "left"
-        table.add_column(heading, justify=justify, no_wrap=heading != "licence")
+        numbers = heading in ("dim", "input", "params")
+        table.add_column(heading, justify="right" if numbers else "left", no_wrap=heading != "licence")
     for info in infos:
         table.add_row(
             info.name,
