@@ -388,8 +388,10 @@ def _of_images(images: list[Measurement]) -> dict[str, Interval]:
     found = {}
     for name in sorted({name for image in images for name in image.values}):
         values = np.array([image.values[name] for image in images if name in image.values])
-        estimate = estimates({name: _mean_of(values)}, len(values))[name]
-        found[name] = Interval.of(estimate) if len(values) > 1 else Interval(float(values[0]))
+        if len(values) == 1:
+            found[name] = Interval(float(values[0]))
+            continue
+        found[name] = Interval.of(estimates({name: _mean_of(values)}, len(values))[name])
     return found
 
 

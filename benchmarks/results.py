@@ -123,8 +123,6 @@ def print_results(task: Task, records: Sequence[Record], tests: Sequence[Planned
     for table in tables:
         console.print()
         _wide(console, table).print(table)
-    if task.warning:
-        console.print(f"NOTE {escape(task.warning)}", style="bold yellow", highlight=False)
 
 
 def markdown(task: Task, records: Sequence[Record], tests: Sequence[PlannedTest], command: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from benchmarks.generative import ranked_by, run_generation
 from benchmarks.results import markdown, planned_tests, print_results, tests_table
 from benchmarks.runner import Outcome, run_classification
 from benchmarks.site import make_site
@@ -24,16 +25,17 @@ def run(config: BenchmarkConfig) -> int:
     console = Console()
     for path in config.code:
         _run_code(Path(path))
-    task = changed(load_task(config.task), config)
+    task = ranked_by(changed(load_task(config.task), config), config.extractor)
     command = command_of(config)
     config = dataclasses.replace(
         config,
-        encoders=config.encoders or list(task.encoders),
+        encoders=[config.model] if config.model else config.encoders or list(task.encoders),
         heads=config.heads or list(task.heads),
         magnifications=config.magnifications or list(task.magnifications),
     )
     folder = make_folder(Path(config.out) / task.name)
-    outcome = run_classification(task, config, folder, console)
+    run_task = run_classification if task.kind == "classification" else run_generation
+    outcome = run_task(task, config, folder, console)
     if outcome.records:
         _conclude(task, outcome, config, folder, command, console)
     for failure in outcome.failures:

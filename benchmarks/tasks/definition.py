@@ -20,7 +20,7 @@ from zoomfeat.errors import ConfigurationError
 
 FOLDER = Path(__file__).parent
 
-Cohort = Literal["table", "phantom", "luad_lusc_regions", "images"]
+Cohort = Literal["table", "phantom", "luad_lusc_regions", "patch_folders", "large_regions", "restored_regions"]
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -34,7 +34,7 @@ class Published:
         value: in the unit of our metrics (an AUROC of 94.09 % is 0.9409).
         source: where it stands.
         magnification: as in a record; of an image larger than a patch, that of the patch which covers it.
-        metric: of our metrics; empty for the one that ranks the task.
+        metric: of our metrics; where a file names none, the one that ranks the task.
         encoder: our name of the method; None where we have none.
     """
 
@@ -81,7 +81,8 @@ class Task:
         licence: of the data.
         access: how to get them.
         cohort: what provides them: ``table`` (labels in a file, bags or slides of the user), ``phantom`` (drawn on
-            demand), ``luad_lusc_regions`` (one archive), ``images`` (a folder of the user).
+            demand), ``luad_lusc_regions`` (one archive); of generation tasks what is drawn and held against what:
+            ``patch_folders``, ``large_regions``, ``restored_regions``.
         labels: of a table: its file, looked for in ``data=`` and beside the definition.
         size: of the phantom: how many slides.
         classes: in order; of two, the second is the positive one.
@@ -89,7 +90,7 @@ class Task:
         magnifications: by default.
         heads: by default.
         protocol: of a classification.
-        warning: what stands above and below every table of it.
+        warning: what stands above every table of it.
         patients_sha256: of the whole cohort's patients and labels, see `patients_sha256`; None where not fixed.
         published: numbers to hold ours against.
         path: the file that it was read from.
@@ -164,7 +165,8 @@ def load_task(name: str) -> Task:
             f"no task: {where}: {first['msg']}", cure="See docs/benchmarks.md, or a task of the package", path=path
         ) from error
     _check(task, path)
-    return dataclasses.replace(task, path=path)
+    published = tuple(dataclasses.replace(each, metric=each.metric or task.metric) for each in task.published)
+    return dataclasses.replace(task, path=path, published=published)
 
 
 def patients_sha256(patients: Iterable[tuple[str, str]]) -> str:

@@ -147,9 +147,9 @@ class EncodersConfig:
 
 @dataclass
 class DemoConfig:
-    """Makes small synthetic slides and runs the main job on them, offline."""
+    """Draws three small synthetic slides and runs the main job on them, offline."""
 
-    out: str = key("demo", "folder for the slides, the bags and the previews")
+    out: str = key("demo", "folder for the slides, what was planted in them, the bags and the previews")
     encoder: EncoderConfig = key(REQUIRED, "patch encoder; zoomldm-tiny where not given")
 
 
@@ -491,8 +491,10 @@ class BenchmarkConfig:
     data: str | None = key(None, "what else a task needs: folder of its tables, an archive, or images; it says which")
     model: str | None = key(None, "of generation tasks: zoomldm-brca, zoomldm-tiny, or a path; null: that of the task")
     cdm: str | None = key(None, "its conditioning model: a folder or checkpoint; null: the model's own")
-    images: int = key(100, "of generation tasks: how many to draw at each magnification, or regions to restore")
-    steps: int = key(50, "of generation tasks: denoising steps, a number that divides 1000")
+    images: int | None = key(
+        None, "of generation tasks: how many at each magnification; null: 100 patches, 4 large images, 8 regions"
+    )
+    steps: int | None = key(None, "of generation tasks: denoising steps; null: 50 for patches, else 20")
     extractor: str = key("efficientnet-lite0", "of generation tasks: network that their distances are over")
     seeds: list[int] = key([], "one whole cross-validation each; empty: those of the task. Others are another version")
     folds: int | None = key(None, "of stratified folds; null: as the task says. Others are another version of it")
