@@ -48,7 +48,7 @@ COMMANDS = {
         "zoomfeat.commands.convert_checkpoint", "zoomfeat convert-checkpoint weights=weights.ckpt out=zoomldm-brca/"
     ),
     "encoders": Command("zoomfeat.commands.encoders", "zoomfeat encoders"),
-    "demo": Command("zoomfeat.commands.demo", "zoomfeat demo"),
+    "demo": Command("benchmarks.commands.demo", "zoomfeat demo"),
     "prepare": Command(
         "generation.commands.prepare",
         "zoomfeat prepare slides=slides/ out=training/ ssl_encoder=uni first_stage=vq-f4.ckpt",

@@ -235,15 +235,5 @@ def test_convert_checkpoint_then_extract_with_it(shared, tmp_path, cohort, capsy
     assert main(["convert-checkpoint", f"weights={weights}", f"out={tmp_path / 'converted'}"]) == 2
 
 
-def test_the_demo_runs_the_main_job(tmp_path, capsys):
-    assert main(["demo", f"out={tmp_path / 'demo'}", "encoder=color-stats"]) == 0
-    text = capsys.readouterr().out
-    assert "SYNTHETIC" in text
-    assert "fused: " in text
-    bags = tmp_path / "demo" / "color-stats"
-    assert len(list((bags / "previews").glob("*.png"))) == 3
-    assert Bag.open(bags / "synthetic-20x.h5").metadata.encoder == "color-stats"
-
-
 def test_descriptions_survive_missing_values():
     assert "slides: ???" in describe_config("extract", ["encoder=uni"])
