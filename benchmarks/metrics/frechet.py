@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from benchmarks.metrics.features import FeatureSet, Moments, Network
-from benchmarks.metrics.intervals import jackknife_error, normal
+from benchmarks.metrics.intervals import around, jackknife_error
 from benchmarks.metrics.registry import Measurement, set_metric
 from zoomfeat.errors import ConfigurationError
 
@@ -57,7 +57,7 @@ def fid(made: FeatureSet, real: FeatureSet, *, parts: int = PARTS) -> list[Measu
     value = frechet_distance(made.moments, real.moments)
     low, high, resampled = np.nan, np.nan, ""
     if parts and min(len(made.sample), len(real.sample)) >= 2 * parts:
-        low, high = normal(value, _standard_error(made, real, parts))
+        low, high = around(value, _standard_error(made, real, parts), parts - 1)
         low, resampled = max(0.0, low), f"images, by a jackknife over {parts} parts of each set"
     return [Measurement(name, value, low, high, resampled, False, len(made), len(real), note)]
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap, norm
+from scipy.stats import binomtest, bootstrap, t
 
 from mil.metrics import LEVEL, RESAMPLES
 
@@ -48,9 +48,9 @@ def of_share(count: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def normal(value: float, error: float) -> tuple[float, float]:
-    """The interval of a value with a standard error."""
-    reach = float(norm.ppf((1 + LEVEL) / 2)) * error
+def around(value: float, error: float, freedom: float = np.inf) -> tuple[float, float]:
+    """The interval of a value with a standard error, of so many degrees of freedom (Student's t; else normal)."""
+    reach = float(t.ppf((1 + LEVEL) / 2, freedom)) * error
     return value - reach, value + reach
 
 

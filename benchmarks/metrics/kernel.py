@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
 from benchmarks.metrics.features import FeatureSet, Network
-from benchmarks.metrics.intervals import jackknife_error, normal
+from benchmarks.metrics.intervals import around, jackknife_error
 from benchmarks.metrics.registry import Measurement, set_metric
 from zoomfeat.errors import ConfigurationError
 
@@ -44,7 +44,7 @@ def kid(
     """
     made.check_comparable(real)
     value, deviation, size = kernel_distance(made.sample, real.sample, subsets, subset_size, seed)
-    low, high = normal(value, _standard_error(made.sample, real.sample))
+    low, high = around(value, _standard_error(made.sample, real.sample))
     if size == len(made.sample) == len(real.sample):
         note = f"of all {size} images at once"
     else:

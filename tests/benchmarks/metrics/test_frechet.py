@@ -97,7 +97,8 @@ def test_equals_torch_fidelity_over_its_inception_with_random_weights(tmp_path) 
     options = {"weights": tmp_path / "inception.pth", "device": "cpu"}
     with pytest.warns(FewImagesWarning):
         (found,) = compare_sets(made, real, ["fid"], "inception-v3", settings={"fid": {"parts": 0}}, **options)
-    assert found.value == pytest.approx(expected["frechet_inception_distance"], abs=1e-3)
+    assert abs(found.value - expected["frechet_inception_distance"]) < 1e-3
+    assert found.value == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)  # which may be small
     assert found.name.startswith("Frechet distance (inception-v3, weights ")
 
 
@@ -133,7 +134,7 @@ def test_interval_covers_the_distance_of_as_many_images() -> None:
     runs = [quietly(sampled(rng, 300, 0.5), sampled(rng, 300, 0)) for _ in range(200)]
     expected = np.mean([run.value for run in runs])
     covered = np.mean([run.low <= expected <= run.high for run in runs])
-    assert 0.87 <= covered <= 0.99  # of 200 at 0.95, give or take three standard errors and the jackknife's own
+    assert 0.9 <= covered <= 0.99  # of 200 at 0.95, give or take three standard errors
     assert "jackknife over 10 parts" in runs[0].resampled
 
 

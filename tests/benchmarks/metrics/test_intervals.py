@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from benchmarks.metrics import Measurement
-from benchmarks.metrics.intervals import jackknife_error, normal, of_mean, of_share
+from benchmarks.metrics.intervals import around, jackknife_error, of_mean, of_share
 
 
 def test_mean_of_many_images_has_about_the_normal_interval() -> None:
     values = np.random.default_rng(0).normal(5, 2, 3000)
-    expected = normal(values.mean(), values.std(ddof=1) / np.sqrt(3000))
+    expected = around(values.mean(), values.std(ddof=1) / np.sqrt(3000))
     assert of_mean(values) == pytest.approx(expected, abs=0.01)
     few = values[:200]
-    assert of_mean(few) == pytest.approx(normal(few.mean(), few.std(ddof=1) / np.sqrt(200)), abs=0.05)
+    assert of_mean(few) == pytest.approx(around(few.mean(), few.std(ddof=1) / np.sqrt(200)), abs=0.05)
 
 
 def test_mean_without_spread_or_meaning() -> None:

@@ -9,12 +9,14 @@ import torch
 import torchvision
 from PIL import Image
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+from torchmetrics.functional.image.lpips import _LPIPS
 
 from benchmarks.metrics import PairMetric, compare_pairs
 from benchmarks.metrics.registry import find_pair_metric
 from tests.benchmarks.metrics.images import drawn, write
 from zoomfeat.encoders import load_encoder
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError
+from zoomfeat.models.weights import read_state_dict
 
 
 def test_psnr_and_ssim_of_flat_images_are_known() -> None:
@@ -81,6 +83,14 @@ def test_lpips_is_torchmetrics(alexnet) -> None:
     torch.testing.assert_close(found, expected.reshape(2))
     assert (found > 0.01).all()
     assert find_pair_metric("lpips")(weights=alexnet).score(real, real).abs().max() == 0
+
+
+@pytest.mark.shared_data
+def test_lpips_has_the_linear_layers_of_its_release(shared) -> None:
+    released = read_state_dict(shared / "weights" / "lpips_lin_v0.1_alex.pth")
+    ours = _LPIPS(net="alex", pnet_rand=True).state_dict()
+    assert len(released) == 5
+    assert all(torch.equal(ours[name], layer) for name, layer in released.items())
 
 
 @pytest.mark.shared_data
