@@ -157,7 +157,9 @@ def _classification(record: Record, task: Task | None) -> Iterator[str]:
         return
     yield from _probabilities(table)
     yield from _rows(table.table)
-    yield from _against_cohort(table.table, task)
+    if task is not None:
+        yield from _against_protocol(table.table, task)
+        yield from _against_cohort(table.table, task)
 
 
 def _probabilities(predictions: HeldOutPredictions) -> Iterator[str]:
@@ -185,8 +187,23 @@ def _rows(table: pd.DataFrame) -> Iterator[str]:
             yield f"run {run} lacks {_patients(lacking)}"
 
 
-def _against_cohort(table: pd.DataFrame, task: Task | None) -> Iterator[str]:
-    if task is None or task.patients_sha256 is None:
+def _against_protocol(table: pd.DataFrame, task: Task) -> Iterator[str]:
+    """Whether all runs of the task are there and no others, so that nobody shows the best of several."""
+    runs, wanted = sorted(set(table.seed)), sorted(task.protocol.seeds)
+    if runs != wanted:
+        yield f"runs {', '.join(map(str, runs))}, expected {', '.join(map(str, wanted))}"
+    if task.protocol.split != "stratified":
+        return
+    for run, rows in table.groupby("seed"):
+        if rows.fold.nunique() != task.protocol.folds:
+            yield f"run {run} has {rows.fold.nunique()} folds, expected {task.protocol.folds}"
+    again = table.duplicated(["patient_id", "seed"])
+    if again.any():
+        yield f"several folds of one run have {_patients(table.patient_id[again])}"
+
+
+def _against_cohort(table: pd.DataFrame, task: Task) -> Iterator[str]:
+    if task.patients_sha256 is None:
         return
     found = patients_sha256(zip(table.patient_id, table.y_true, strict=True))
     if found != task.patients_sha256:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.leaderboard import Board
 from benchmarks.site import Site, make_site
-from tests.benchmarks.records import HOSTILE, make_record, restored, save, superres_task
+from tests.benchmarks.records import HOSTILE, SMALL, make_record, restored, save, superres_task
 from tests.mil.conftest import browser, open_page
 
 __all__ = ["browser", "open_page"]
@@ -28,7 +28,9 @@ def results(tmp_path_factory) -> Path:
     shared = make_record("20x+5x", "mean", signal=2.0, encoder="second-encoder", licence="CC BY-NC-ND 4.0")
     save(shared, here)
     save(shared, there)
-    save(make_record("20x", "mean", signal=0.0, encoder=HOSTILE, licence=None, submitter="@lab", seeds=(0, 1)), there)
+    save(
+        make_record("20x", "mean", signal=0.0, encoder=HOSTILE, licence=None, submitter="@lab", configuration={}), there
+    )
     save(make_record("20x", "mean", signal=2.0, encoder="first-encoder", submitter="another lab"), there)
     tampered = save(make_record("20x", "mean", encoder="liar"), there)
     content = json.loads(tampered.read_text())
@@ -53,9 +55,11 @@ def site(results, restoring, tmp_path_factory) -> Site:
     for window in (1, 2, 3):
         save(restored(restoring, window), both / "restored")
     save(restored(restoring, 2, "5x"), both / "restored")
-    return make_site(both, tmp_path_factory.mktemp("site"), Console(quiet=True), [str(restoring)], with_records=True)
+    return make_site(
+        both, tmp_path_factory.mktemp("site"), Console(quiet=True), [SMALL, str(restoring)], with_records=True
+    )
 
 
 @pytest.fixture(scope="session")
 def board(site) -> Board:
-    return next(board for board in site.boards if board.task.name == "phantom")
+    return next(board for board in site.boards if board.task.name == "bags")

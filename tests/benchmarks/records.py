@@ -30,12 +30,15 @@ from tests.mil.bags import flat_bags
 
 PATIENTS = 48
 
+SMALL = str(Path(__file__).with_name("small.yaml"))
+"""The task of the records: three folds, two runs."""
+
 HOSTILE = '=HYPERLINK("http://x")</script><img src=x onerror=alert(1)>'
 """The name of an encoder that is a formula in a spreadsheet and a program in a page."""
 
 
 @functools.cache
-def cross_validated(signal: float, head: str, seeds: tuple[int, ...] = (0,)) -> HeldOutPredictions:
+def cross_validated(signal: float, head: str, seeds: tuple[int, ...] = (0, 1)) -> HeldOutPredictions:
     """Held-out predictions of three folds a seed, in the classes 0 and 1.
 
     Args:
@@ -73,8 +76,8 @@ def make_record(
     signal: float = 3.0,
     encoder: str = "made-up",
     licence: str | None = "MIT",
-    seeds: tuple[int, ...] = (0,),
-    task: str = "phantom",
+    seeds: tuple[int, ...] = (0, 1),
+    task: str = SMALL,
     **changes: object,
 ) -> Record:
     """A sealed record of a cross-validation; all that is not prediction or metric is made up.
@@ -86,7 +89,7 @@ def make_record(
         encoder: what the record calls the maker of the features.
         licence: of it.
         seeds: see `cross_validated`.
-        task: a task of the package with the classes 0 and 1, or the path of a YAML file.
+        task: path of a YAML file.
         changes: other fields of the record.
     """
     settings = {"signal": signal, "taps": ["mid", "up_blocks.0"]}
@@ -95,7 +98,7 @@ def make_record(
         encoder=EncoderFacts(encoder, "a" * 64, settings, "", licence, 12_345_678, 4.2e9, 6),
         magnification=magnification,
         head=HeadFacts(head, {"epochs": 8}),
-        configuration={"folds": 3, "seeds": list(seeds), "splits_sha256": f"of seeds {seeds}"},
+        configuration={"folds": 3, "seeds": list(seeds), "splits_sha256": "of three folds"},
         predictions=predictions_of(cross_validated(signal, head, seeds)),
         metrics={},
         extra={"localisation_auroc": Interval(0.75, 0.7, 0.8)},
@@ -118,7 +121,7 @@ def save(record: Record, folder: Path) -> Path:
 
 def superres_task(path: Path) -> Path:
     """A task whose results are measured image by image; lower is better."""
-    content = yaml.safe_load(load_task("phantom").path.read_text(encoding="utf-8"))
+    content = yaml.safe_load(Path(SMALL).read_text(encoding="utf-8"))
     content |= {
         "name": "restoring",
         "kind": "superres",
@@ -136,7 +139,7 @@ def superres_task(path: Path) -> Path:
 
 def generation_task(path: Path) -> Path:
     """A task whose results are distances of sets of images."""
-    content = yaml.safe_load(load_task("phantom").path.read_text(encoding="utf-8"))
+    content = yaml.safe_load(Path(SMALL).read_text(encoding="utf-8"))
     content |= {"name": "drawing", "kind": "generation", "metric": "distance", "higher_is_better": False}
     content |= {"classes": [], "heads": []}
     path.write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -250,7 +250,7 @@ def test_csv_of_what_is_shown(opened, site, board, tmp_path):
     choose(opened, "head", "mean")
     opened.click("#task-1 button.csv")
     for _ in range(100):
-        if (path := tmp_path / "phantom.csv").exists():
+        if (path := tmp_path / "bags.csv").exists():
             break
         time.sleep(0.05)
     shown, whole = pd.read_csv(path), pd.read_csv(site.table, nrows=len(board.standings))
@@ -264,7 +264,7 @@ def test_one_task_at_a_time(opened):
         sections = opened.browser.find_elements("css selector", "section.task")
         return [section.get_attribute("data-name") for section in sections if section.is_displayed()]
 
-    assert shown() == ["phantom"]
+    assert shown() == ["bags"]
     opened.run("document.querySelectorAll('.tasks a')[1].click()")
     assert shown() == ["restoring 20x"]
     assert opened.run("return document.querySelector('.tasks [aria-current=true]').textContent") == "restoring 20x"

@@ -12,19 +12,19 @@ import yaml
 
 from benchmarks.record import Cost, Interval, Record, recomputed
 from benchmarks.submission import check_file, check_record, known_tasks, printable
-from benchmarks.tasks import load_task, patients_sha256
-from tests.benchmarks.records import PATIENTS, make_record
+from benchmarks.tasks import patients_sha256
+from tests.benchmarks.records import PATIENTS, SMALL, make_record
 from zoomfeat.cli import main
 
 
 @pytest.fixture(scope="module")
 def honest() -> Record:
     """Two runs of three folds."""
-    return make_record(seeds=(0, 1))
+    return make_record()
 
 
 def problems(record: Record, *further) -> list[str]:
-    return list(check_record(record.sealed(), Path("record.json"), known_tasks(further)).problems)
+    return list(check_record(record.sealed(), Path("record.json"), known_tasks([SMALL, *further])).problems)
 
 
 def with_prediction(record: Record, place: int, **changes: object) -> Record:
@@ -40,13 +40,13 @@ def measured_again(record: Record) -> Record:
 
 def test_an_honest_record_passes(honest, tmp_path, capsys):
     path = honest.save(tmp_path)
-    checked = check_file(path, known_tasks())
+    checked = check_file(path, known_tasks([SMALL]))
     assert checked.problems == ()
     assert checked.record == honest
     assert checked.metrics == recomputed(honest)
-    assert main(["submit-check", str(path)]) == 0
+    assert main(["submit-check", str(path), f"tasks=[{SMALL}]"]) == 0
     out = capsys.readouterr().out
-    assert f"in order: phantom: made-up 20x abmil, auroc {honest.metrics['auroc']}" in out.replace("\n", " ")
+    assert f"in order: bags: made-up 20x abmil, auroc {honest.metrics['auroc']}" in out.replace("\n", " ")
 
 
 @pytest.mark.parametrize("place", [0, PATIENTS, 2 * PATIENTS - 1])
@@ -63,7 +63,7 @@ def test_a_changed_prediction_is_refused(honest, tmp_path, capsys, place, change
     content = json.loads(path.read_text())
     content["predictions"][place]["probabilities"] = [negative - change, positive + change]
     path.write_text(json.dumps(content))
-    assert main(["submit-check", str(path)]) == 1
+    assert main(["submit-check", str(path), f"tasks=[{SMALL}]"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith(f"{path}: ") for line in lines)
     assert "changed after it was written" in lines[0]
@@ -110,12 +110,12 @@ def test_another_draw_of_the_bootstrap_is_no_tampering(honest):
 @pytest.fixture(scope="module")
 def pinned(honest, tmp_path_factory) -> tuple[Path, Record]:
     """A task that says who its patients are and what is true of them, and a record of it."""
-    content = yaml.safe_load(load_task("phantom").path.read_text(encoding="utf-8"))
+    content = yaml.safe_load(Path(SMALL).read_text(encoding="utf-8"))
     content["name"] = "pinned"
     content["patients_sha256"] = patients_sha256((each.patient, each.label) for each in honest.predictions)
     path = tmp_path_factory.mktemp("tasks") / "pinned.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return path, make_record(seeds=(0, 1), task=str(path))
+    return path, make_record(task=str(path))
 
 
 def test_patients_are_held_against_the_task(pinned):
@@ -138,9 +138,25 @@ def test_unknown_tasks_and_versions(honest, pinned):
     assert found.startswith("task 'pinned' is not known")
     other = dataclasses.replace(honest, task=dataclasses.replace(honest.task, version="0" * 64))
     (found,) = problems(other)
-    assert found.startswith("task version is 000000000000..., that of phantom is")
+    assert found.startswith("task version is 000000000000..., that of bags is")
     easier = dataclasses.replace(honest, task=dataclasses.replace(honest.task, metric="accuracy"))
     assert "task.metric is 'accuracy', expected 'auroc'" in problems(easier)
+
+
+def test_all_runs_of_the_task_and_no_others(honest):
+    """Or somebody could show the best of several runs, or of several ways to fold."""
+    first = measured_again(dataclasses.replace(honest, predictions=honest.predictions[:PATIENTS]))
+    assert "runs 0, expected 0, 1" in problems(first)
+    renamed = tuple(dataclasses.replace(each, run=each.run + 1) for each in honest.predictions)
+    assert "runs 1, 2, expected 0, 1" in problems(dataclasses.replace(honest, predictions=renamed))
+    merged = tuple(
+        dataclasses.replace(each, fold="0" if each.fold == "2" else each.fold) for each in honest.predictions
+    )
+    found = problems(measured_again(dataclasses.replace(honest, predictions=merged)))
+    assert found == ["run 0 has 2 folds, expected 3", "run 1 has 2 folds, expected 3"]
+    again = dataclasses.replace(honest.predictions[0], fold="1" if honest.predictions[0].fold != "1" else "2")
+    twice = measured_again(dataclasses.replace(honest, predictions=(*honest.predictions, again)))
+    assert any(line.startswith("several folds of one run have 1 patient") for line in problems(twice))
 
 
 def dropped(record: Record) -> Record:
@@ -201,7 +217,7 @@ def edited(content: dict, **changes: object) -> str:
 def test_what_is_no_record_is_refused(honest, tmp_path, edit, expected):
     path = honest.save(tmp_path)
     path.write_text(edit(path.read_text()))
-    checked = check_file(path, known_tasks())
+    checked = check_file(path, known_tasks([SMALL]))
     assert checked.record is None
     assert any(expected in line for line in checked.problems), checked.problems
     assert all("\n" not in line for line in checked.problems)
@@ -210,7 +226,7 @@ def test_what_is_no_record_is_refused(honest, tmp_path, edit, expected):
 
 def test_several_files_and_ones_that_are_not_there(honest, tmp_path, capsys):
     good = honest.save(tmp_path)
-    assert main(["submit-check", str(good), str(tmp_path / "none.json")]) == 1
+    assert main(["submit-check", str(good), str(tmp_path / "none.json"), f"tasks=[{SMALL}]"]) == 1
     out = capsys.readouterr().out
     assert "in order" in out
     assert "none.json: " in out
@@ -226,7 +242,7 @@ def test_texts_of_a_record_do_not_reach_the_terminal_raw(honest, tmp_path, capsy
     )
     path = tmp_path / "record.json"
     path.write_text(json.dumps(dataclasses.asdict(record.sealed())))
-    assert main(["submit-check", str(path)]) == 1
+    assert main(["submit-check", str(path), f"tasks=[{SMALL}]"]) == 1
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "\u202e" not in out
