@@ -42,8 +42,8 @@ def make_geotiff(
         at: left and top.
         crs: None writes no georeference.
         mask: (H, W) bool, what there is; an internal mask.
-        overviews: how a level of half the size is made, ``"nearest"`` or ``"average"``, and said in the file; None:
-            there is none.
+        overviews: how a level of half the size and one of a quarter are made, ``"nearest"``, ``"average"``, ...; None:
+            there are none.
         profile: more of rasterio's, for example ``nodata=0``.
     """
     wide, high = metres if isinstance(metres, tuple) else (metres, metres)
@@ -56,8 +56,7 @@ def make_geotiff(
         if mask is not None:
             file.write_mask(mask)
         if overviews is not None:
-            file.build_overviews([2], rasterio.enums.Resampling[overviews])
-            file.update_tags(OVR_RESAMPLING_ALG=overviews.upper())
+            file.build_overviews([2, 4], rasterio.enums.Resampling[overviews])
     return path
 
 

@@ -219,7 +219,8 @@ def read_image(image: Picture, smallest: int) -> Tensor:
         )
     if min(pixels.shape[1:]) < smallest:
         raise ConfigurationError(
-            f"an image of {pixels.shape[2]} x {pixels.shape[1]} px; one of the finest patches covers {smallest} x {smallest} of it",
+            f"an image of {pixels.shape[2]} x {pixels.shape[1]} px; one of the finest patches covers "
+            f"{smallest} x {smallest} of it",
             cure="Give a larger image, or a larger scale",
         )
     pixels = pixels.cpu().float() / 255 if pixels.dtype == torch.uint8 else pixels.cpu().float()

@@ -85,7 +85,7 @@ def test_a_file_that_is_no_domain_is_told_in_one_line(write, changes, message):
 
 
 def test_unknown_domains():
-    with pytest.raises(ConfigurationError, match="no domain 'mars'. Use one of brca, naip, or the path"):
+    with pytest.raises(ConfigurationError, match=r"no domain 'mars'\. Use one of brca, naip, or the path"):
         load_domain("mars")
     with pytest.raises(ConfigurationError, match=r"absent\.yaml: not a readable domain"):
         load_domain("absent.yaml")
@@ -107,7 +107,7 @@ def test_an_encoder_of_pixels_takes_the_magnifications_of_any_domain():
 
 
 def test_an_encoder_of_histology_refuses_aerial_images():
-    with pytest.raises(MagnificationError, match="no 3x of 4 m in the brca ladder.*domain=brca"):
+    with pytest.raises(MagnificationError, match=r"no 3x of 4 m in the brca ladder.*domain=brca"):
         load_encoder("zoomldm-tiny", NAIP["3x"], "cpu")
 
 

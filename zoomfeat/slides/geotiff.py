@@ -1,9 +1,8 @@
 """GeoTIFF and whatever else of one file GDAL opens, with the face of an OpenSlide object.
 
 The size of a pixel on the ground follows from the geotransform and the coordinate reference system. What the file marks
-as absent (nodata, a mask, an alpha band) is transparent, and so background. Overviews serve as pyramid levels only
-where the file says that they are more than every n-th pixel: NAIP mosaics come with such nearest-neighbour overviews,
-and patches cut from them would not be area means.
+as absent (nodata, a mask, an alpha band) is transparent, and so background. Overviews that are means of the image serve
+as pyramid levels.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from PIL import Image
 
 from zoomfeat.errors import MagnificationError, SlideUnreadableError
 from zoomfeat.georeference import Georeference, need_rasterio
+from zoomfeat.slides.overviews import true_overviews
 
 _EQUATOR, _FLATNESS = 6378137.0, 0.00669437999014  # WGS 84: semi-major axis in m, squared eccentricity
 _TRUE_ENOUGH = 0.02  # projections made for measuring are true to about a hundredth; Web Mercator is not
@@ -60,7 +60,7 @@ class GeoTiff(openslide.AbstractSlide):
             self._bands = _colour_bands(dataset, path)
             self._alpha = _alpha_band(dataset)
             self.georeference, size, self.unlocated = _located(dataset, path)
-            self._overviews = _trusted_overviews(dataset)
+            self._overviews: list[int] = true_overviews(dataset, self._overview, self._bands)
         except Exception:
             self.close()
             raise
@@ -155,7 +155,7 @@ class GeoTiff(openslide.AbstractSlide):
         """This thread's handle of a level."""
         handles = self._local.__dict__.setdefault("handles", {})
         if level not in handles:
-            overview = {} if level == 0 else {"overview_level": self._overview_index(level)}
+            overview = {} if level == 0 else {"overview_level": level - 1}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)  # `unlocated` says it
                 handles[level] = self._rasterio.open(self._path, **overview)
@@ -163,8 +163,8 @@ class GeoTiff(openslide.AbstractSlide):
                 self._opened.append(handles[level])
         return handles[level]
 
-    def _overview_index(self, level: int) -> int:
-        return self._dataset(0).overviews(self._bands[0]).index(self._overviews[level - 1])
+    def _overview(self, index: int) -> Any:
+        return self._dataset(index + 1)
 
 
 def _one_line(error: Exception) -> str:
@@ -212,14 +212,6 @@ def _alpha_band(dataset: Any) -> int:
         return band
     between = (values > 0) & (values < 255)
     return 0 if between.mean() > 0.5 else band
-
-
-def _trusted_overviews(dataset: Any) -> list[int]:
-    """Downsamples of the overviews that are means of what they stand for, by the file's own word."""
-    stated = dataset.tags(ns="IMAGE_STRUCTURE").get("OVERVIEW_RESAMPLING") or dataset.tags().get("OVR_RESAMPLING_ALG")
-    if stated is None or stated.upper() in ("NEAREST", "MODE"):
-        return []
-    return sorted(dataset.overviews(1))
 
 
 _Where = tuple[Georeference | None, tuple[float, float] | None, tuple[str, str] | None]
