@@ -140,7 +140,8 @@ def _tiles(texture: np.ndarray, level: int, side: int, layout: JpegLayout) -> It
 
 def _is_tissue(x: int, y: int, side: int, block: int) -> bool:
     """Whether the block around a level-0 position lies in the disc of tissue."""
-    centre = ((place // block + 0.5) * block - side / 2 for place in (x, y))
+    starts = (place // block * block for place in (x, y))
+    centre = ((start + min(start + block, side)) / 2 - side / 2 for start in starts)
     return math.hypot(*centre) < _RADIUS * side
 
 

@@ -1,0 +1,135 @@
+"""What decoding JPEG tiles at half size does to pixels and features: ``python -m benchmarks.speed.decoding SCAN``.
+
+The scan is taken for a 40x one, so that its 20x patches have twice as many slide pixels a side and ``decode=dct``
+halves them within the JPEG. Its own tiles are read, and the same pixels coded again as YCbCr with the chroma of every
+second column, as most scanners do. Compared with ``decode=exact``, patch by patch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before PyTorch is imported
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.speed.textured_slide import SVS, write_textured_slide
+from zoomfeat.encoders import PatchEncoder, load_encoder
+from zoomfeat.files import make_folder, replacing
+from zoomfeat.magnification import Magnification, parse
+from zoomfeat.slides import Slide, find_tissue, make_grid, read_region, regions
+
+RESULTS = Path(__file__).parent / "results"
+ENCODERS = ("zoomldm-tiny", "efficientnet-lite0")
+MAGNIFICATIONS = ("20x", "5x")
+MIN_TISSUE = 0.25  # the scan is small: more patches are worth some glass in them
+
+
+@dataclass(frozen=True)
+class Effect:
+    """The effect on the features of one encoder at one magnification.
+
+    Attributes:
+        tiles: of the slide, how they are coded.
+        mpp: um/px that the slide is taken for.
+        magnification: of the patches.
+        encoder: the features.
+        patches: compared.
+        pixels: mean absolute difference in grey levels of 255.
+        cosine: mean over the patches of the cosine between both features.
+        worst: the least of them.
+        others: mean cosine between the exact features of different patches, as a yardstick.
+    """
+
+    tiles: str
+    mpp: float
+    magnification: str
+    encoder: str
+    patches: int
+    pixels: float
+    cosine: float
+    worst: float
+    others: float
+
+
+def patches(path: Path, mpp: float, decode: str) -> dict[Magnification, np.ndarray]:
+    """The patches of a slide, uint8 (N, 256, 256, 3) a magnification, which are the same however they are decoded."""
+    with Slide.open(path, mpp) as slide:  # tissue is found in the same pixels
+        grid = make_grid(slide, find_tissue(slide), parse(list(MAGNIFICATIONS)), MIN_TISSUE)
+    found = [np.empty((len(scale.coords), 256, 256, 3), np.uint8) for scale in grid.scales]
+    with Slide.open(path, mpp, decode=decode) as slide:
+        for region in regions(grid):
+            for scale, rows, pixels in read_region(slide, region):
+                found[scale][rows] = pixels
+    return {scale.magnification: pixels for scale, pixels in zip(grid.scales, found, strict=True)}
+
+
+def effects(path: Path, tiles: str, mpp: float, encoders: list[PatchEncoder]) -> list[Effect]:
+    """Reads and encodes a slide in both ways."""
+    exact, shrunk = (patches(path, mpp, decode) for decode in ("exact", "dct"))
+    rows = []
+    for magnification in exact:
+        difference = np.abs(exact[magnification].astype(np.int16) - shrunk[magnification]).mean()
+        for encoder in encoders:
+            encode = encoder.at(magnification)
+            a, b = (_unit(encode(each[magnification])) for each in (exact, shrunk))
+            same = (a * b).sum(axis=1)
+            between = (a @ a.T)[~np.eye(len(a), dtype=bool)]
+            rows.append(
+                Effect(
+                    tiles,
+                    mpp,
+                    str(magnification),
+                    encoder.name,
+                    len(a),
+                    float(difference),
+                    float(same.mean()),
+                    float(same.min()),
+                    float(between.mean()),
+                )
+            )
+    return rows
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    wide = features.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+
+
+def main() -> None:
+    """Prints the table and writes results/decoding.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scan", type=Path, help="a small H&E slide of JPEG tiles")
+    parser.add_argument("--encoders", nargs="+", default=ENCODERS)
+    options = parser.parse_args()
+    encoders = [load_encoder(name, device="cpu") for name in options.encoders]
+    with Slide.open(options.scan) as slide:
+        size = (slide.width, slide.height)
+        (pixels,) = slide.read(0, 0, *size, [size])
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(folder) / "again.svs"
+        write_textured_slide(again, pixels, min(size) // SVS.tile * SVS.tile, 0.25, SVS, levels=1)
+        for mpp in (0.25, 0.2527):
+            rows += effects(options.scan, "as scanned", mpp, encoders)
+            rows += effects(again, SVS.name, mpp, encoders)
+    table = Table(title="decode=dct against decode=exact")
+    headings = ("tiles", "um/px", "at", "encoder", "patches", "grey levels", "cosine", "worst", "between patches")
+    for heading in headings:
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(*(f"{value:.5g}" if isinstance(value, float) else str(value) for value in asdict(row).values()))
+    Console().print(table)
+    with replacing(make_folder(RESULTS) / "decoding.json") as out:
+        out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
