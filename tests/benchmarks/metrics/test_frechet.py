@@ -88,8 +88,11 @@ def test_equals_torch_fidelity_over_its_inception_with_random_weights(tmp_path) 
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
         torch.manual_seed(0)
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    for module in network.modules():  # else what differs between images fades from layer to layer
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
     torch.save(network.state_dict(), tmp_path / "inception.pth")
-    made, real = (write(tmp_path / name, drawn(9, seed)) for name, seed in (("made", 1), ("real", 2)))
+    made, real = write(tmp_path / "made", 255 - drawn(9, 1)), write(tmp_path / "real", drawn(9, 2))
     expected = torch_fidelity.calculate_metrics(
         input1=str(made), input2=str(real), cuda=False, fid=True, verbose=False, cache=False, save_cpu_ram=True,
         feature_extractor_weights_path=str(tmp_path / "inception.pth"),
@@ -98,7 +101,7 @@ def test_equals_torch_fidelity_over_its_inception_with_random_weights(tmp_path) 
     with pytest.warns(FewImagesWarning):
         (found,) = compare_sets(made, real, ["fid"], "inception-v3", settings={"fid": {"parts": 0}}, **options)
     assert abs(found.value - expected["frechet_inception_distance"]) < 1e-3
-    assert found.value == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)  # which may be small
+    assert found.value > 1
     assert found.name.startswith("Frechet distance (inception-v3, weights ")
 
 
