@@ -45,7 +45,7 @@ class Effect:
         pixels: mean absolute difference in grey levels of 255.
         cosine: mean over the patches of the cosine between both features.
         worst: the least of them.
-        others: mean cosine between the exact features of different patches, as a yardstick.
+        others: mean cosine between the exact features of different patches, as a yardstick; None for a single one.
     """
 
     tiles: str
@@ -56,7 +56,7 @@ class Effect:
     pixels: float
     cosine: float
     worst: float
-    others: float
+    others: float | None
 
 
 def patches(path: Path, mpp: float, decode: str) -> dict[Magnification, np.ndarray]:
@@ -92,7 +92,7 @@ def effects(path: Path, tiles: str, mpp: float, encoders: list[PatchEncoder]) ->
                     float(difference),
                     float(same.mean()),
                     float(same.min()),
-                    float(between.mean()),
+                    float(between.mean()) if len(a) > 1 else None,
                 )
             )
     return rows
