@@ -160,7 +160,8 @@ def boards(entries: Sequence[Entry], tasks: Mapping[str, Task], console: Console
         same.setdefault((task.version, "" if task.kind == "classification" else magnification), []).append(entry)
     with progress_bar(console) as progress:
         sizes = [min(len(each), MOST_COMPARED) for each in same.values()]
-        bar = progress.add_task("testing pairs", total=sum(n * (n - 1) // 2 for n in sizes), unit="pairs")
+        total = sum(n * (n - 1) // 2 for n in sizes)
+        bar = progress.add_task("testing pairs", total=total, unit="pairs", visible=total > 0)
         found = [
             _board(tasks[version], magnification, each, lambda: progress.advance(bar))
             for (version, magnification), each in same.items()

@@ -68,7 +68,8 @@ def make_site(
         ZoomfeatError: the site cannot be written.
     """
     known = known_tasks(tasks)
-    collection = collect(results, known, console, without=out)
+    inside = results.resolve() in out.resolve().parents
+    collection = collect(results, known, console, without=out if inside else None)
     found = boards(collection.entries, known, console)
     make_folder(out)
     if with_records:

@@ -102,7 +102,10 @@ def test_command_is_repeatable_and_passes_over_its_own_site(results, tmp_path, c
         made.append({path: path.read_bytes() for path in sorted((folder / "site").rglob("*.*"))})
     assert made[0] == made[1]
     assert len(made[0]) == 2 + 3
-    assert main(["submit-check", *map(str, (folder / "site" / "records").iterdir()), f"tasks={SMALL}"]) == 0
+    copies = folder / "site" / "records"
+    assert main(["leaderboard", str(copies), f"out={folder / 'site'}", "records=true", f"tasks={SMALL}"]) == 0
+    assert "3 results of 1 task" in capsys.readouterr().out
+    assert main(["submit-check", *map(str, copies.iterdir()), f"tasks={SMALL}"]) == 0
 
 
 # ---- CSV ----

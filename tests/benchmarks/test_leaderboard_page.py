@@ -9,9 +9,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from benchmarks.leaderboard import Board
 from benchmarks.record import Record
+from benchmarks.site import make_site
 from mil.metrics import LOWER_IS_BETTER
 
 
@@ -274,6 +276,17 @@ def test_one_task_at_a_time(opened):
     opened.run("document.querySelector('header a').click()")  # to the refused files; the task stays
     assert shown() == ["restoring 20x"]
     assert opened.errors() == []
+
+
+def test_page_of_refused_files_alone(tmp_path, open_page):
+    """A name of a file that is a program, too."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "<img src=x onerror=alert(1)>.json").write_text("{")
+    page = open_page(make_site(folder, tmp_path / "site", Console(quiet=True)).page)
+    assert page.run("return document.querySelector('#refused td').textContent") == "<img src=x onerror=alert(1)>.json"
+    assert page.run("return document.querySelector('#refused li').textContent").startswith("file: Invalid JSON")
+    assert page.errors() == []
 
 
 def test_no_request_leaves_the_page(site, open_page):
