@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -310,6 +312,30 @@ def test_attention_that_finds_planted_lesions_scores_high_and_equal_attention_no
     assert interval.value > 0.9
     assert interval.low < interval.value <= interval.high
     assert found["mean"] == {}
+
+
+def test_the_guide_adds_a_task_and_a_head_as_it_says(tmp_path, monkeypatch, capsys):
+    guide = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    (task,), (head,) = re.findall(r"```yaml\n(.*?)```", guide, re.S), re.findall(r"```python\n(.*?)```", guide, re.S)
+    assert max(len(task.splitlines()), len(head.splitlines())) < 30
+    monkeypatch.chdir(tmp_path)
+    Path("grade.yaml").write_text(task)
+    Path("smooth_max.py").write_text(head)
+    Path("bags").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(20):
+        features = rng.normal(size=(20, 6)) + (np.arange(20) < 4)[:, None] * 8.0 * (number % 2)
+        saved(make_bag(features, slide_id=f"s{number}", encoder="uni"), Path("bags"))
+        rows.append((f"s{number}", f"p{number}", ["low", "high"][number % 2]))
+    pd.DataFrame(rows, columns=["slide_id", "patient_id", "label"]).to_csv("grade.csv", index=False)
+    (command,) = re.findall(r"zoomfeat (benchmark task=grade.yaml .* code=.*)", guide)
+    assert main([*command.split(), "seeds=[0]", "folds=2", "epochs=60"]) == 0
+    records = {record.head.name: record for record in load_records(tmp_path / "results" / "grade" / "records")}
+    assert records.keys() == {"abmil", "smooth-max"}
+    assert records["smooth-max"].metrics["auroc"].value > 0.8
+    assert (tmp_path / "results" / "site" / "index.html").exists()
+    assert "Somebody" not in capsys.readouterr().out  # its row is ours: same encoder and magnification
 
 
 def test_fixed_splits_of_the_run_are_those_that_it_wrote(finished, cohort):
