@@ -88,6 +88,8 @@ class Job:
     model: str
     step: Magnification
     steps: int
+    guidance: float
+    rate: float
     seams: int
     threads: int
 
@@ -108,6 +110,8 @@ def measure(job: Job, way: Way, regions: list[TissueRegion]) -> list[Outcome]:
                 region.embeddings,
                 job.step,
                 num_inference_steps=job.steps,
+                guidance_scale=job.guidance,
+                rate=job.rate,
                 seam_start=job.seams * SEAM_STRIDE,
                 generator=torch.Generator().manual_seed(seed),
                 state=state,
@@ -153,63 +157,67 @@ def main() -> None:
     parser.add_argument("--model", default="zoomldm-tiny")
     parser.add_argument("--guide", default="10x", help="above 10x the held-out pictures are continued by mirroring")
     parser.add_argument("--regions", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--compared", type=int, default=1, help="regions of them that backpropagation is measured on")
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pulls", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=0.5)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seams", type=int, default=6, help="steps of the pass against seams")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=FOLDER / "consistency.json")
     options = parser.parse_args()
     pipe = load(options.model)
     step = BRCA[options.guide]
-    chosen = {name: getattr(options, name) for name in ("guide", "regions", "steps", "pulls", "seams", "threads")}
+    numbers = ("regions", "compared", "steps", "pulls", "rate", "guidance", "seams", "threads")
+    chosen = {"guide": step.name} | {name: getattr(options, name) for name in numbers}
     results = Results.open(options.out, facts(pipe, options.model) | chosen)
-    job = Job(options.model, step, options.steps, options.seams, options.threads)
+    job = Job(options.model, step, options.steps, options.guidance, options.rate, options.seams, options.threads)
     regions = regions_at(pipe, options.data, step, options.regions)
     for way in ways(options.pulls):
         if not results.find(way=way.name):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                outcomes = pool.apply(measure, (job, way, regions))
+                outcomes = pool.apply(measure, (job, way, regions[: options.compared] if way.backward else regions))
             for outcome in outcomes:
                 results.add(asdict(outcome))
     show(results, options.pulls)
 
 
 def show(results: Results, pulls: int) -> None:
-    """A row a way: means over the regions, and what is relative to forward passes only."""
-    columns = ("way", "denoiser calls", "of them backward", "difference", "after seams", "CPU s", "peak MB")
-    means = {}
+    """A row a way: means over its regions; and what is relative to forward passes only, on the same regions."""
+    columns = ("way", "regions", "denoiser calls", "of them backward", "difference", "after seams", "CPU s", "peak MB")
+    unguided, base, *others = ways(pulls)
+    rows = []
     for way in ways(pulls):
-        chosen = results.find(way=way.name)
-        means[way.name] = {
-            name: float(np.mean([row[name] for row in chosen])) for name in ("difference", "after_seams", "cpu")
-        }
-        means[way.name]["memory"] = max(row["memory"] for row in chosen)
-    rows = [
-        (
-            way.name,
-            str(way.calls),
-            str(way.backward),
-            *(f"{means[way.name][name]:.4f}" for name in ("difference", "after_seams")),
-            *(f"{means[way.name][name]:.{digits}f}" for name, digits in (("cpu", 1), ("memory", 0))),
-        )
-        for way in ways(pulls)
-    ]
-    unguided, base, *others = (means[way.name] for way in ways(pulls))
+        count = len(results.find(way=way.name))
+        numbers = [f"{_mean(results, way, name):.4f}" for name in ("difference", "after_seams")]
+        cost = [f"{_mean(results, way, 'cpu'):.1f}", f"{_mean(results, way, 'memory'):.0f}"]
+        rows.append((way.name, str(count), str(way.calls), str(way.backward), *numbers, *cost))
     factors = [
-        row["difference"] / results.find(way=ways(pulls)[1].name, region=row["region"])[0]["difference"]
-        for row in results.find(way="unguided")
+        _mean(results, unguided, "difference", [row["region"]]) / row["difference"]
+        for row in results.find(way=base.name)
     ]
+    lowered = _mean(results, unguided, "difference") / _mean(results, base, "difference")
+    smoothed = _mean(results, unguided, "after_seams") / _mean(results, base, "after_seams")
     notes = [
-        f"unguided / forward passes only: the difference is {unguided['difference'] / base['difference']:.1f} times "
-        f"({min(factors):.1f} to {max(factors):.1f} on single regions), after the pass against seams "
-        f"{unguided['after_seams'] / base['after_seams']:.1f} times",
-        *(
-            f"{way.name} / forward passes only: CPU time {other['cpu'] / base['cpu']:.2f}, peak memory "
-            f"{other['memory'] / base['memory']:.2f}, difference {other['difference'] / base['difference']:.2f}"
-            for way, other in zip(ways(pulls)[2:], others, strict=True)
-        ),
+        f"{base.name} lowers the difference {lowered:.1f} times ({min(factors):.1f} to {max(factors):.1f} on single "
+        f"regions), {smoothed:.1f} times after the pass against seams"
     ]
+    for way in others:
+        seen = [row["region"] for row in results.find(way=way.name)]
+        ratios = [
+            _mean(results, way, name, seen) / _mean(results, base, name, seen)
+            for name in ("cpu", "memory", "difference")
+        ]
+        notes.append(
+            f"{way.name} / {base.name}, on the same regions: CPU time {ratios[0]:.2f}, peak memory {ratios[1]:.2f}, "
+            f"difference {ratios[2]:.2f}"
+        )
     results.report(columns, rows, notes)
+
+
+def _mean(results: Results, way: Way, name: str, regions: list[str] | None = None) -> float:
+    found = results.find(way=way.name)
+    return float(np.mean([row[name] for row in found if regions is None or row["region"] in regions]))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,20 @@ def test_tissue_is_held_out_and_embedded_patch_by_patch(shared):
 def test_every_measurement_runs_to_its_end_and_goes_on(shared, tmp_path, monkeypatch, capsys):
     """With the weights that ship and as little work as each allows."""
     short = {
-        consistency: ["--regions", "1", "--steps", "1", "--pulls", "1", "--seams", "1", "--threads", "1"],
+        consistency: [
+            "--regions",
+            "1",
+            "--steps",
+            "1",
+            "--pulls",
+            "1",
+            "--seams",
+            "1",
+            "--threads",
+            "1",
+            "--compared",
+            "1",
+        ],
         inversion: ["--patches", "2", "--coarse", "1", "--steps", "2", "--timesteps", "1", "--noises", "1"],
         superres: ["--regions", "2", "--steps", "1", "--pulls", "1", "--inversion-steps", "2"],
     }
