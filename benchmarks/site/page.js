@@ -123,9 +123,9 @@
   function placeTip(target) {
     const place = target.getBoundingClientRect(), size = tip.getBoundingClientRect();
     const x = Math.min(Math.max(8, place.left + place.width / 2 - size.width / 2), innerWidth - size.width - 8);
-    const above = place.top - size.height - 6;
+    const above = place.top - size.height; // without a gap, so that the pointer can go over to the tip and select in it
     tip.style.left = `${Math.max(8, x)}px`;
-    tip.style.top = `${above >= 4 ? above : place.bottom + 6}px`;
+    tip.style.top = `${above >= 4 ? above : place.bottom}px`;
   }
 
   function hideTip() {

@@ -183,6 +183,8 @@ def test_tooltips_by_pointer_and_keyboard(opened, board):
     assert lines[3].startswith("DeLong: p ")
     assert lines[4].startswith("On other folds")
     assert cell.get_attribute("aria-describedby") == "tip"
+    ActionChains(opened.browser).move_to_element(opened.browser.find_element("id", "tip")).perform()
+    assert tip().split("\n") == lines  # it stays while the pointer is on it
     ActionChains(opened.browser).move_to_element(opened.browser.find_element("css selector", "h1")).perform()
     assert tip() is None
 
