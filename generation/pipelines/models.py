@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generation.pipelines.patch import ZoomLDMPipeline
+from zoomfeat.domains import load_domain
 from zoomfeat.encoders.base import resolve_device
-from zoomfeat.encoders.zoomldm import HUB, TINY
+from zoomfeat.encoders.zoomldm import TINY, released_checkpoint
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import BRCA, NAIP
-from zoomfeat.models.weights import fetch
 
 
 @dataclass(frozen=True)
@@ -18,23 +18,23 @@ class NamedModel:
     """A model that users name.
 
     Attributes:
-        ladder: its magnifications.
-        ssl_encoder: what it was conditioned on, where that is an encoder of ours.
-        folder: of the hub repository; None: the model ships with zoomfeat.
+        ladder: the domain whose magnifications it knows.
+        ssl_encoder: what it was conditioned on.
+        weights: where it lies; None: the domain's released checkpoint.
         note: what whoever sees its images must know.
     """
 
     ladder: str
-    ssl_encoder: str | None
-    folder: str | None
+    ssl_encoder: str
+    weights: Path | None = None
     note: str = ""
 
 
 MODELS = {
-    "zoomldm-brca": NamedModel(BRCA.name, "uni", "brca"),
-    "zoomldm-naip": NamedModel(NAIP.name, "dinov2-vitl14-reg", "naip"),
+    "zoomldm-brca": NamedModel(BRCA.name, load_domain(BRCA.name).embedding),
+    "zoomldm-naip": NamedModel(NAIP.name, load_domain(NAIP.name).embedding),
     "zoomldm-tiny": NamedModel(
-        BRCA.name, "efficientnet-lite0", None, "a small model trained on few pictures, for demonstration and tests only"
+        BRCA.name, "efficientnet-lite0", TINY, "a small model trained on few pictures, for demonstration and tests only"
     ),
 }
 """The models by name."""
@@ -60,11 +60,7 @@ def load_pipeline(model: str, cdm: str | Path | None = None, device: str = "auto
                 f"no model {model!r}", cure=f"Use one of {', '.join(MODELS)}, or the path of a folder or checkpoint"
             )
         return ZoomLDMPipeline.load(model, cdm=cdm).to(where)
-    if named.folder is None:
-        weights = TINY
-    else:
-        weights = fetch(HUB, f"{named.folder}/weights.ckpt")
-        fetch(HUB, f"{named.folder}/config.yaml")  # comes to lie beside the weights
+    weights = named.weights or released_checkpoint(named.ladder)
     pipe = ZoomLDMPipeline.load(weights, cdm=cdm)
     pipe.register_to_config(ladder=named.ladder, ssl_encoder=named.ssl_encoder)
     return pipe.to(where)

@@ -168,6 +168,20 @@ def test_features_to_bags(checkpoint, aerial, tmp_path):
     assert bag.metadata.georeference.crs == "EPSG:26914"
 
 
+@pytest.mark.parametrize(("name", "embedding"), [("zoomldm-naip", "dinov2-vitl14-reg"), ("zoomldm-brca", "uni")])
+def test_a_conditioned_encoder_asks_for_the_embeddings_of_its_domain(checkpoint, monkeypatch, name, embedding):
+    """UNI and DINOv2 are as wide as each other, so that the wrong one would not show; neither can be had here."""
+    asked = []
+
+    def note(wanted: str, *place: object) -> object:
+        asked.append((wanted, str(place[0])))
+        return load_encoder("color-stats", *place)
+
+    monkeypatch.setattr("zoomfeat.encoders.zoomldm.load_encoder", note)
+    load_encoder(name, device="cpu", weights=str(checkpoint), conditioning="ssl")
+    assert asked == [(embedding, "1x" if name == "zoomldm-naip" else "20x")]
+
+
 def test_a_model_of_naip_refuses_images_of_another_ladder(checkpoint, tmp_path, capsys):
     (tmp_path / "aerial-5m.yaml").write_text(DOMAIN)
     image = make_geotiff(tmp_path / "coarse.tif", picture(600, 600), metres=5)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.geotiffs import DOMAIN, make_geotiff, picture, rasterio
-from zoomfeat.bags import Bag, inspect_table, validate
+from zoomfeat.bags import Bag, convert, inspect_table, validate
 from zoomfeat.cli import main
 from zoomfeat.domains import load_domain
 from zoomfeat.encoders import load_encoder
@@ -118,6 +118,21 @@ def test_slides_of_histology_have_no_domain_in_their_bags(tmp_path):
     assert "domain" not in bag.metadata.configuration
     assert bag.metadata.georeference is None
     assert bag.metadata.slide_reader == "openslide"
+
+
+@pytest.mark.parametrize("layout", ["trident", "clam", "stamp", "torchmil"])
+def test_other_tools_files_mean_the_magnifications_of_the_domain(tmp_path, layout):
+    image = make_geotiff(tmp_path / "a.tif", picture(600, 1100))
+    extract(f"slides={image}", f"out={tmp_path / 'bags'}", "domain=naip", "magnifications=[1x,3x]")
+    bag = Bag.open(tmp_path / "bags" / "a.h5")
+    convert(tmp_path / "bags", tmp_path / layout, layout)
+    words = ["mpp=1e6"] if layout == "stamp" else []
+    words = ["convert", f"source={tmp_path / layout}", f"layout={layout}", f"out={tmp_path / 'back'}", *words]
+    assert main([*words, "domain=naip"]) == 0
+    back = Bag.open(tmp_path / "back" / "a.h5")
+    assert [(scale.magnification, scale.mpp) for scale in back.scales] == [("1x", 1e6), ("3x", 4e6)]
+    np.testing.assert_array_equal(back.coords, bag.coords)
+    np.testing.assert_array_equal(back.parent("3x"), bag.parent("3x"))
 
 
 def test_an_unknown_domain_ends_the_run_before_any_image_is_opened(tmp_path, capsys):

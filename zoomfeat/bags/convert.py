@@ -8,6 +8,7 @@ from pathlib import Path
 from zoomfeat.bags.bag import Bag
 from zoomfeat.bags.layouts import LAYOUTS, Hints, Layout
 from zoomfeat.bags.layouts.base import apply_mpp
+from zoomfeat.domains import DEFAULT, load_domain
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 from zoomfeat.files import make_folder
 
@@ -65,6 +66,7 @@ def convert(
     mpp: float | tuple[float, float] | None = None,
     magnification: str | None = None,
     encoder_name: str | None = None,
+    domain: str = DEFAULT,
 ) -> list[Conversion]:
     """Convert one bag, or a folder of them, from one layout to another.
 
@@ -81,6 +83,7 @@ def convert(
         mpp: um/px of level 0, or its x and y, where the source does not state it.
         magnification: of the patches, where neither the files nor their folder state it.
         encoder_name: of the features, where the source does not state it or holds several.
+        domain: whose magnifications the files of other tools mean.
 
     Returns:
         One row a slide, in the order of their names.
@@ -91,7 +94,7 @@ def convert(
     """
     source, out = Path(source), Path(out)
     target = _layout(to, tuple(LAYOUTS))
-    found = stored_bags(source, layout, mpp=mpp, magnification=magnification, encoder_name=encoder_name)
+    found = stored_bags(source, layout, mpp=mpp, magnification=magnification, encoder_name=encoder_name, domain=domain)
     make_folder(out)
     rows = [_convert_slide(stored, target, out, features) for stored in found]
     if source.is_file() and rows[0].error is not None:
@@ -106,6 +109,7 @@ def stored_bags(
     mpp: float | tuple[float, float] | None = None,
     magnification: str | None = None,
     encoder_name: str | None = None,
+    domain: str = DEFAULT,
 ) -> list[StoredBag]:
     """The bags that a file or a folder holds, in any layout that is read; none is opened yet.
 
@@ -115,6 +119,7 @@ def stored_bags(
         mpp: um/px of level 0.
         magnification: of the patches.
         encoder_name: of the features.
+        domain: whose magnifications they are.
 
     Returns:
         One a slide, in the order of their names.
@@ -122,7 +127,8 @@ def stored_bags(
     Raises:
         ConfigurationError: an unknown layout, or no bag at the source.
     """
-    hints = Hints((mpp, mpp) if isinstance(mpp, float | int) else mpp, magnification, encoder_name)
+    both = (mpp, mpp) if isinstance(mpp, float | int) else mpp
+    hints = Hints(both, magnification, encoder_name, load_domain(domain).ladder)
     origin, slides = _find(Path(source), layout, hints)
     return [StoredBag(slide, tuple(files), origin, hints) for slide, files in slides.items()]
 

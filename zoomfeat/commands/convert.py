@@ -21,6 +21,7 @@ def run(config: ConvertConfig) -> int:
         mpp=config.mpp,
         magnification=config.magnification,
         encoder_name=config.encoder_name,
+        domain=config.domain,
     )
     console = Console()
     table = Table(title=f"{config.to} in {escape(config.out)}", title_justify="left")

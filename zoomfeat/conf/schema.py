@@ -49,15 +49,19 @@ class ZoomLDMConfig(EncoderConfig):
     timestep: int = key(100, "noise level of the patch, 0 to 999")
     seed: int = key(0, "seed of the noise")
     draws: int = key(1, "how many noises the features are averaged over")
-    conditioning: str = key("null", "null: no condition; ssl: embeddings of the 20x patches through the Summarizer")
-    ssl_encoder: str = key("uni", "encoder of those embeddings: the one that the model was trained with")
+    conditioning: str = key("null", "null: no condition; ssl: embeddings of the finest patches through the Summarizer")
+    ssl_encoder: str | None = key(
+        None, "encoder of those embeddings, which must be the one that the model was trained with; null: its domain's"
+    )
 
 
 @dataclass
 class ZoomLDMTinyConfig(ZoomLDMConfig):
     """The same for the small model that ships: tap and timestep are those that its features were found best at."""
 
-    ssl_encoder: str = key("efficientnet-lite0", "encoder of those embeddings: the one that the model was trained with")
+    ssl_encoder: str | None = key(
+        "efficientnet-lite0", "encoder of those embeddings: the one that the model was trained with"
+    )
 
 
 @dataclass
@@ -122,6 +126,7 @@ class ConvertConfig:
     out: str = key(REQUIRED, "folder to write to")
     to: str = key("zoomfeat", "layout to write: zoomfeat, fused, trident, clam, stamp, torchmil or anndata")
     layout: str | None = key(None, "layout to read: zoomfeat, trident, clam, stamp or torchmil; null: recognised")
+    domain: str = key("brca", "whose magnifications other tools' files mean: brca, naip, or a YAML file")
     features: str = key(
         "all", "what goes into one matrix: all (a folder a magnification), finest, 20x, 5x, ... or fused"
     )

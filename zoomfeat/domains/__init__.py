@@ -45,6 +45,20 @@ class Domain:
     weights: str
     magnifications: tuple[str, ...]
 
+    @property
+    def hub(self) -> tuple[str, str]:
+        """Repository and folder of the released model.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        if not self.weights:
+            raise ConfigurationError(
+                f"the domain {self.name} names no released weights", cure="Give weights of your own, by their path"
+            )
+        repository, _, folder = self.weights.rpartition("/")
+        return repository, folder
+
     def steps(self, wanted: list[str] | tuple[str, ...] | None = None) -> tuple[Magnification, ...]:
         """The magnifications asked for, finest first; the domain's usual ones for None.
 

@@ -30,6 +30,6 @@ class ColorStats(PatchEncoder):
 
 
 @register(dim=6, feature="pixels", licence="MIT", parameters=0)
-def color_stats(options: EncoderConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+def color_stats(options: EncoderConfig, magnification: str | Magnification | None, device: str) -> PatchEncoder:
     """Mean and deviation of each colour channel (6 numbers): the floor for comparisons."""
     return ColorStats(magnification, device)

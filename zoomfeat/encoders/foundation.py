@@ -287,7 +287,7 @@ def ctranspath() -> nn.Module:
     licence="MIT",
     parameters=11_176_512,
 )
-def resnet_random(options: EncoderConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+def resnet_random(options: EncoderConfig, magnification: str | Magnification | None, device: str) -> PatchEncoder:
     """ResNet-18 with random weights of a fixed seed: a floor that knows nothing, offline."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -43,7 +43,12 @@ class TimmEncoder(PatchEncoder):
     """
 
     def __init__(
-        self, info: EncoderInfo, network: nn.Module, magnification: str | Magnification, device: str, note: str = ""
+        self,
+        info: EncoderInfo,
+        network: nn.Module,
+        magnification: str | Magnification | None,
+        device: str,
+        note: str = "",
     ) -> None:
         super().__init__(magnification, device)
         assert info.input_size is not None
@@ -90,7 +95,7 @@ def pretrained(convert: Convert | None = None, **facts: Any) -> Callable[[Callab
     """
 
     def enter(network: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        def build(options: WeightsConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+        def build(options: WeightsConfig, magnification: str | Magnification | None, device: str) -> PatchEncoder:
             info = encoder_info(registered_name(network))
             path = weights_file(info, options.weights)
             return TimmEncoder(info, load_network(network, info, path, convert), magnification, device)
@@ -234,6 +239,6 @@ def efficientnet_lite0_network() -> nn.Module:
     licence="Apache-2.0",  # the package's metadata
     parameters=3_371_008,
 )
-def efficientnet_lite0(options: EncoderConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+def efficientnet_lite0(options: EncoderConfig, magnification: str | Magnification | None, device: str) -> PatchEncoder:
     """EfficientNet-Lite0, ImageNet weights; installs as a package, needs no download."""
     return TimmEncoder(encoder_info("efficientnet-lite0"), efficientnet_lite0_network(), magnification, device)

@@ -87,13 +87,13 @@ def _builder(name: str) -> Builder:
 
 
 def load_encoder(
-    name: str, magnification: str | Magnification = "20x", device: str = "auto", **options: Any
+    name: str, magnification: str | Magnification | None = None, device: str = "auto", **options: Any
 ) -> PatchEncoder:
     """Builds an encoder by name.
 
     Args:
         name: see :func:`encoder_names`.
-        magnification: what its patches are seen at, for example ``"5x"``.
+        magnification: what its patches are seen at, for example ``"5x"``; None: the finest that it knows.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` and so on.
         options: the encoder's own, for example ``taps=["mid"]`` or ``weights="folder"``.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoomfeat.conf.schema import ZoomLDMConfig, ZoomLDMTinyConfig
+from zoomfeat.domains import load_domain
 from zoomfeat.encoders.base import PatchEncoder
 from zoomfeat.encoders.registry import load_encoder, register
 from zoomfeat.errors import ConfigurationError
@@ -29,8 +30,6 @@ from zoomfeat.models.denoiser import activations, canonical_taps, tap_dims
 from zoomfeat.models.summarizer import Summarizer, embedding_grid
 from zoomfeat.models.weights import fetch
 from zoomfeat.models.zoomldm import ZoomLDM
-
-HUB = "StonyBrook-CVLab/ZoomLDM"
 
 TINY = Path(__file__).parents[1] / "weights" / "zoomldm-tiny"
 """The small model that ships: a folder of :meth:`ZoomLDM.load`, with its conditioning model in ``cdm``."""
@@ -58,7 +57,7 @@ class ZoomLDMEncoder(PatchEncoder):
         self,
         bundle: ZoomLDM,
         options: ZoomLDMConfig,
-        magnification: str | Magnification,
+        magnification: str | Magnification | None,
         device: str,
         *,
         ladder: Ladder = BRCA,
@@ -89,10 +88,11 @@ class ZoomLDMEncoder(PatchEncoder):
             "conditioning": options.conditioning,
         }
         if options.conditioning == "ssl":
-            self.context_encoder = load_encoder(options.ssl_encoder, ladder.steps[0], device)
+            embedding = options.ssl_encoder or load_domain(ladder.name).embedding
+            self.context_encoder = load_encoder(embedding, ladder.finest, device)
             if self.context_encoder.dim != bundle.summarizer.config.input_dim:
                 raise ConfigurationError(
-                    f"{options.ssl_encoder} gives {self.context_encoder.dim} features, the Summarizer of {self.name} "
+                    f"{embedding} gives {self.context_encoder.dim} features, the Summarizer of {self.name} "
                     f"reads {bundle.summarizer.config.input_dim}",
                     cure="Set ssl_encoder to the encoder that the model was trained with",
                 )
@@ -168,11 +168,22 @@ def _noise(shape: tuple[int, ...], seed: int, draw: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(state >> 1))
 
 
-def _released(folder: str, options: ZoomLDMConfig) -> ZoomLDM:
+def _released(domain: str, options: ZoomLDMConfig) -> ZoomLDM:
     """The weights that the options name, else those of the public release, from the hub."""
-    if options.weights is not None:
-        return ZoomLDM.load(options.weights)
-    return ZoomLDM.from_checkpoint(fetch(HUB, f"{folder}/weights.ckpt"), fetch(HUB, f"{folder}/config.yaml"))
+    return ZoomLDM.load(released_checkpoint(domain) if options.weights is None else options.weights)
+
+
+def released_checkpoint(domain: str) -> Path:
+    """A domain's ``weights.ckpt`` of the public release, its ``config.yaml`` beside it; fetched where they are missing.
+
+    Raises:
+        ConfigurationError: the domain names none.
+        CheckpointMismatchError: they are not to be had.
+    """
+    repository, folder = load_domain(domain).hub
+    weights = fetch(repository, f"{folder}/weights.ckpt")
+    fetch(repository, f"{folder}/config.yaml")
+    return weights
 
 
 @register(
@@ -182,12 +193,12 @@ def _released(folder: str, options: ZoomLDMConfig) -> ZoomLDM:
     std=(0.5,) * 3,
     feature="taps",
     magnification="20x-0.15625x",
-    hub=HUB,
+    hub=load_domain(BRCA.name).hub[0],
     revision="main",
     file="brca/weights.ckpt",
     parameters=494_899_361,  # first stage, denoiser, Summarizer
 )
-def zoomldm_brca(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+def zoomldm_brca(options: ZoomLDMConfig, magnification: str | Magnification | None, device: str) -> PatchEncoder:
     """ZoomLDM trained on TCGA-BRCA, eight magnifications (960 features at the default tap); 3.6 GB from the hub."""
     return ZoomLDMEncoder(_released("brca", options), options, magnification, device)
 
@@ -199,11 +210,11 @@ def zoomldm_brca(options: ZoomLDMConfig, magnification: str | Magnification, dev
     std=(0.5,) * 3,
     feature="taps",
     magnification="1x-4x",
-    hub=HUB,
+    hub=load_domain(NAIP.name).hub[0],
     revision="main",
     file="naip/weights.ckpt",
 )
-def zoomldm_naip(options: ZoomLDMConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+def zoomldm_naip(options: ZoomLDMConfig, magnification: str | Magnification | None, device: str) -> PatchEncoder:
     """ZoomLDM trained on NAIP aerial imagery, four magnifications; describes satellite images, not slides."""
     return ZoomLDMEncoder(_released("naip", options), options, magnification, device, ladder=NAIP)
 
@@ -218,7 +229,7 @@ def zoomldm_naip(options: ZoomLDMConfig, magnification: str | Magnification, dev
     licence="MIT",
     parameters=8_902_051,
 )
-def zoomldm_tiny(options: ZoomLDMTinyConfig, magnification: str | Magnification, device: str) -> PatchEncoder:
+def zoomldm_tiny(options: ZoomLDMTinyConfig, magnification: str | Magnification | None, device: str) -> PatchEncoder:
     """A small ZoomLDM that ships with zoomfeat, trained on few real pictures: to try the toolkit, not for science."""
     bundle = ZoomLDM.load(options.weights or TINY)
     note = "" if options.weights else "a small model trained on few pictures, for demonstration and tests only"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from zoomfeat.bags.bag import Bag
 from zoomfeat.bags.metadata import UNKNOWN, BagMetadata
 from zoomfeat.bags.scales import AnyScale, ScaleFeatures, find_parents, with_features
-from zoomfeat.errors import BagInvalidError, ConfigurationError
-from zoomfeat.magnification import BRCA
+from zoomfeat.errors import BagInvalidError, ConfigurationError, MagnificationError
+from zoomfeat.magnification import BRCA, Ladder, resolution
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Hints:
         mpp: um/px of level 0 in x and y.
         magnification: of the patches, for sources with a single one.
         encoder: of the features; also chooses among TRIDENT's ``features_*`` folders.
+        ladder: whose magnifications the source names.
     """
 
     mpp: tuple[float, float] | None = None
     magnification: str | None = None
     encoder: str | None = None
+    ladder: Ladder = BRCA
 
 
 @dataclass(frozen=True)
@@ -202,16 +204,31 @@ def folder_magnification(folder: Path, hints: Hints) -> str:
     return name
 
 
-def magnification_mpp(magnification: str) -> float:
-    """um/px of a magnification: 20x is 0.5."""
+def magnification_mpp(magnification: str, ladder: Ladder) -> float:
+    """um/px of a magnification: 20x is 0.5 in histology, where 40x and 15x, which no ladder has, mean a size too.
+
+    Raises:
+        MagnificationError: a name that another ladder does not have.
+    """
+    if ladder != BRCA:
+        return ladder[magnification].mpp
     return 10 / float(magnification.removesuffix("x"))
 
 
-def nearest_magnification(mpp: float) -> str:
-    """The name of a um/px: that of the ladder's step within a hundredth of it, else one of its own."""
-    for step in BRCA.steps:
+def nearest_magnification(mpp: float, ladder: Ladder) -> str:
+    """The name of a um/px: that of the ladder's step within a hundredth of it; in histology else one of its own.
+
+    Raises:
+        MagnificationError: another ladder has no such step.
+    """
+    for step in ladder.steps:
         if abs(mpp / step.mpp - 1) < 0.01:
             return step.name
+    if ladder != BRCA:
+        raise MagnificationError(
+            f"pixels of {resolution(mpp)}, which no magnification of the {ladder.name} ladder has",
+            cure="Name the images' own domain with domain=",
+        )
     return f"{10 / mpp:.3g}x"
 
 

@@ -107,7 +107,7 @@ def _read_scale(path: Path, hints: Hints) -> Foreign:
                 features=features,
                 coords=coords[...].astype(np.int64),
                 patch_size_level0=(int(width), int(height)),
-                mpp=magnification_mpp(magnification),
+                mpp=magnification_mpp(magnification, hints.ladder),
                 patch_size=int(attributes.get("requested_patch_size", patch_size)),
             ),
             level0_size=_level0_size(attributes),

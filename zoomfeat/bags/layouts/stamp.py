@@ -98,7 +98,7 @@ def _read_scale(path: Path, hints: Hints) -> Foreign:
                 path=path,
             )
         mpp = np.array(hints.mpp)
-        name = hints.magnification or nearest_magnification(float(tile_um) / int(tile_px))
+        name = hints.magnification or nearest_magnification(float(tile_um) / int(tile_px), hints.ladder)
         width, height = file.attrs.get("patch_size_level0_xy", np.rint(float(tile_um) / mpp))
         return Foreign(
             ScaleFeatures(
@@ -106,7 +106,7 @@ def _read_scale(path: Path, hints: Hints) -> Foreign:
                 features=as_float32(features[...]),
                 coords=np.rint(coords[...].astype(np.float64) / mpp).astype(np.int64),
                 patch_size_level0=(int(width), int(height)),
-                mpp=magnification_mpp(name),
+                mpp=magnification_mpp(name, hints.ladder),
                 patch_size=int(tile_px),
             ),
             encoder=str(file.attrs.get("extractor", "unknown")),

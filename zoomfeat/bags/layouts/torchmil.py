@@ -63,7 +63,7 @@ def _read_scale(path: Path, hints: Hints) -> Foreign:
             features=as_float32(_load(path)),
             coords=np.ascontiguousarray(boxes[:, :2]),
             patch_size_level0=(int(boxes[0, 2]), int(boxes[0, 3])),
-            mpp=magnification_mpp(magnification),
+            mpp=magnification_mpp(magnification, hints.ladder),
         )
     )
 
@@ -80,7 +80,7 @@ def _level0_boxes(folder: Path, name: str, magnification: str, hints: Hints) -> 
             path=folder / "coords" / name,
         )
     grid = _load(folder / "coords" / name, columns=2).astype(np.int64)
-    size = np.rint(PATCH_SIZE * magnification_mpp(magnification) / np.array(hints.mpp)).astype(np.int64)
+    size = np.rint(PATCH_SIZE * magnification_mpp(magnification, hints.ladder) / np.array(hints.mpp)).astype(np.int64)
     return np.hstack([grid * size, np.broadcast_to(size, grid.shape)])
 
 

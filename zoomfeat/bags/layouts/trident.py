@@ -99,7 +99,7 @@ def _read_scale(path: Path, hints: Hints) -> Foreign:
                 features=as_float32(features[...]),
                 coords=coords[...].astype(np.int64),
                 patch_size_level0=(int(width), int(height)),
-                mpp=float(attributes.get("mpp", magnification_mpp(name))),
+                mpp=float(attributes["mpp"]) if "mpp" in attributes else magnification_mpp(name, hints.ladder),
                 patch_size=int(patch_size),
             ),
             encoder=path.parent.name.removeprefix("features_"),
