@@ -33,7 +33,7 @@ def run(config: DemoConfig) -> int:
     console.print(f"{len(_SLIDES)} slides in {out / 'slides'} ({MARK})", highlight=False)
     bags = out / config.encoder.name
     job = ExtractConfig(slides=str(out / "slides"), out=str(bags), encoder=config.encoder)
-    words = f"slides={job.slides} out={job.out} encoder={job.encoder.name} magnifications=[20x,5x]"
+    words = f"slides={job.slides} out={job.out} encoder={config.encoder.name} magnifications=[20x,5x]"
     console.print(f"zoomfeat extract {words}", style="bold", highlight=False, soft_wrap=True, markup=False)
     code = extract.run(job)
     first = bags / f"{_SLIDES[0].slide_id}.h5"
