@@ -46,6 +46,7 @@ SHORT = {"FID": "fid", "crop FID": "crop_fid", "CLIP vit-b-32 FID": "clip_fid", 
 
 METHODS = ("bicubic", "uncond", "given", "inferred")
 _SCALE = 4
+_FEWEST = 3  # images of which a kernel distance can be taken
 _TISSUE = 0.9
 """Share of the 20x patches of a region that must be tissue."""
 
@@ -119,6 +120,8 @@ def _patches(
     task: Task, config: BenchmarkConfig, pipe: ZoomLDMPipeline, step: Magnification, folder: Path, console: Console
 ) -> list[Record]:
     real = Path(str(config.data)) / step.name
+    if config.images is not None and config.images < _FEWEST:
+        raise ConfigurationError(f"images={config.images}", cure=f"Distances of sets need at least {_FEWEST}")
     if not real.is_dir():
         raise ConfigurationError("no such folder of real patches", cure=f"Give {real}, or other magnifications=")
     model, count, steps = config.encoders[0], config.images or 100, config.steps or 50
