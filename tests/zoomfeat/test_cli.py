@@ -61,7 +61,8 @@ def test_cfg_job_explains_and_stops(capsys, tmp_path):
     assert not out.exists()
     config = yaml.safe_load(text)
     assert config["encoder"]["taps"] == ["mid", "up_blocks.1"]
-    assert config["magnifications"] == ["20x", "5x"]
+    assert config["domain"] == "brca"
+    assert config["magnifications"] is None  # those of the domain
     assert all("#" in line for line in text.splitlines())
 
 
