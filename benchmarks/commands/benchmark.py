@@ -92,6 +92,11 @@ def _conclude(
     )
     if config.site:
         site = make_site(records, Path(config.out) / "site", console, [task])
+        for refused in site.collection.refused:
+            why = "; ".join(refused.problems)
+            console.print(
+                f"Not on the leaderboard: {escape(refused.file)}: {escape(why)}", highlight=False, soft_wrap=True
+            )
         console.print(f"Leaderboard: {escape(str(site.page))}", highlight=False, soft_wrap=True)
 
 

@@ -66,6 +66,7 @@ def test_patches_are_drawn_held_against_real_ones_and_kept(patches, tmp_path, ca
     assert "done before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_superres_measures_every_region_by_every_method(slide, tmp_path, capsys):
     words = ["benchmark", "task=superres", "model=zoomldm-tiny", f"data={slide}", "heads=[bicubic]", "images=1",
              f"out={tmp_path}", "site=false"]  # fmt: skip

@@ -249,7 +249,7 @@ def test_tcga_brca_runs_on_bags_of_some_slides_of_the_real_table(shared, tmp_pat
         saved(make_bag(features, features[:1], slide_id=slide, encoder="uni"), folder)
     arguments = ["benchmark", "task=brca_subtyping", f"data={tmp_path}/tables", f"bags={tmp_path}/bags",
                  "encoders=[uni]", "heads=[mean]", "magnifications=[20x]", "epochs=5", "seeds=[0]",
-                 f"out={tmp_path}/out", "site=false"]  # fmt: skip
+                 f"out={tmp_path}/out"]  # fmt: skip
     assert main(arguments) == 0
     (record,) = load_records(tmp_path / "out" / "brca_subtyping" / "records")
     fold_of = dict(zip(table.patient_id, table.fold, strict=True))
@@ -260,6 +260,7 @@ def test_tcga_brca_runs_on_bags_of_some_slides_of_the_real_table(shared, tmp_pat
     text = capsys.readouterr().out
     assert "0.9409" in text
     assert f"{1041 - len(some)} labelled slides have no bag" in text
+    assert "Not on the leaderboard" in text  # which takes whole cohorts only
 
 
 def test_slides_are_extracted_once_and_stale_bags_again(tmp_path, capsys):
