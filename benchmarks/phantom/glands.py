@@ -117,7 +117,8 @@ def _lattice(
     points = spacing * np.stack([column + 0.5 * (row % 2), row * np.sqrt(0.75)], axis=1)
     turn = rng.uniform(0, np.pi)
     points = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    points = middle + points + rng.normal(0, jitter * spacing, points.shape)
+    shift = spacing * rng.uniform(-0.5, 0.5, 2)  # or there were a nest in the middle of every lesion
+    points = middle + shift + points + rng.normal(0, jitter * spacing, points.shape)
     shape = polygon.astype(np.float32)[:, None]
     inside = [cv2.pointPolygonTest(shape, (float(x), float(y)), True) >= margin for x, y in points]
     return points[inside]
