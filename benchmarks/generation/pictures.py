@@ -51,11 +51,13 @@ def main() -> None:
     pipe.scheduler = make_scheduler("dpm-solver++", pipe.scheduler.config)
     out = make_folder(options.out)
     with progress_bar(Console(stderr=True)) as progress:
-        for name in progress.track(options.only, description="pictures"):
+        task = progress.add_task("pictures", total=len(options.only), unit="pictures")
+        for name in options.only:
             with Slide.open(options.data / "slides" / "CMU-1-Small-Region.svs") as slide:
                 sheet = _SHEETS[name](pipe, slide, options.joint_steps if name in _JOINT else options.steps)
             with replacing(out / f"generation-{name}.jpg") as temporary:
                 sheet.save(temporary, format="JPEG", quality=85)
+            progress.advance(task)
 
 
 def patches(pipe: ZoomLDMPipeline, slide: Slide, steps: int) -> Image.Image:
