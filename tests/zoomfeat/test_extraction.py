@@ -82,9 +82,9 @@ def test_a_real_slide_at_two_magnifications_and_fused(shared, extract_config, tm
     assert (fine.coords >= corners).all()
     assert (fine.coords + fine.patch_size_level0 <= corners + coarse.patch_size_level0).all()
     fused = bag.fused()
-    assert fused.shape == (37, 192)
-    np.testing.assert_array_equal(fused[:, :96], bag.features)
-    np.testing.assert_array_equal(fused[:, 96:], coarse.features[bag.parent("5x")])
+    assert fused.shape == (37, 768)
+    np.testing.assert_array_equal(fused[:, :384], bag.features)
+    np.testing.assert_array_equal(fused[:, 384:], coarse.features[bag.parent("5x")])
     for scale in bag.scales:
         for row, corner in enumerate(scale.coords):
             expected = read_with_openslide(path, corner, scale.patch_size_level0)

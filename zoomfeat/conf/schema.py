@@ -57,8 +57,13 @@ class ZoomLDMConfig(EncoderConfig):
 
 @dataclass
 class ZoomLDMTinyConfig(ZoomLDMConfig):
-    """The same for the small model that ships: tap and timestep are those that its features were found best at."""
+    """The same for the small model that ships: taps and timestep are those that its features were found best at."""
 
+    taps: list[str] = key(
+        ["mid", "up_blocks.0", "up_blocks.1", "up_blocks.2", "up_blocks.3"],
+        "places in the denoiser, concatenated: mid, up_blocks.0, up_blocks.1.layers.2, output_blocks.3",
+    )
+    timestep: int = key(25, "noise level of the patch, 0 to 999")
     ssl_encoder: str | None = key(
         "efficientnet-lite0", "encoder of those embeddings: the one that the model was trained with"
     )

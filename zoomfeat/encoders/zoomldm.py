@@ -220,7 +220,7 @@ def zoomldm_naip(options: ZoomLDMConfig, magnification: str | Magnification | No
 
 
 @register(
-    dim=96,
+    dim=384,
     input_size=256,
     mean=(0.5,) * 3,
     std=(0.5,) * 3,

@@ -19,7 +19,7 @@ from zoomfeat.errors import CheckpointMismatchError, ConfigurationError, Magnifi
 from zoomfeat.models.denoiser import activations
 from zoomfeat.models.zoomldm import ZoomLDM
 
-RUNNABLE = {"color-stats": 6, "efficientnet-lite0": 1280, "resnet-random": 512, "zoomldm-tiny": 96}
+RUNNABLE = {"color-stats": 6, "efficientnet-lite0": 1280, "resnet-random": 512, "zoomldm-tiny": 384}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_ssl_conditioning(images):
     with pytest.raises(ConfigurationError, match="4 x 4"):
         encoder.at("5x")(images[:1])
     grid = np.random.default_rng(1).standard_normal((1, 1280, 4, 4)).astype(np.float32)
-    assert encoder.at("5x")(images[:1], grid).shape == (1, 96)
+    assert encoder.at("5x")(images[:1], grid).shape == (1, 384)
     with pytest.raises(ConfigurationError, match="Summarizer of zoomldm-tiny reads 1280"):
         load_encoder("zoomldm-tiny", conditioning="ssl", ssl_encoder="color-stats")
 
