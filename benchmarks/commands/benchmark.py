@@ -91,7 +91,7 @@ def _conclude(
         soft_wrap=True,
     )
     if config.site:
-        site = make_site(records, Path(config.out) / "site", console, [task])
+        site = make_site(records, folder / "site", console, [task])
         for refused in site.collection.refused:
             why = "; ".join(refused.problems)
             console.print(

@@ -76,7 +76,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def _distance(a: Moments, b: Moments, root: NDArray[np.float64]) -> float:
     """With the root of b's covariance: C_a C_b has the eigenvalues of the symmetric root C_a root.
 
-    Two symmetric eigenvalue problems take a fraction of the time of the one of the product, which is not symmetric.
+    Two symmetric eigenvalue problems stand for the one of the product, which is not symmetric.
     """
     eigenvalues = linalg.eigvalsh(root @ a.covariance @ root)
     cross = np.sqrt(eigenvalues.clip(min=0)).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from rich.console import Console
 from benchmarks.phantom.plan import GROUPS, SlidePlan, plan_cohort
 from benchmarks.phantom.slide import draw_slide
 from benchmarks.phantom.truth import PlantedLesion, Truth
+from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.progress import progress_bar
 from zoomfeat.slides.synthetic import MARK, write_pyramid
@@ -30,6 +32,14 @@ label is 1 where large nuclei (seen at 20x) and fused glands (seen at 5x) stand 
 in two lesions, are 0. Made by `python -m benchmarks.phantom`; no patient, no tissue, no use for any claim about
 medicine.
 """
+
+
+def _drawn_by(slides: int, seed: int) -> str:
+    """What decides the pictures: the numbers, and the code that draws."""
+    digest = hashlib.sha256()
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
+    return f"{slides} slides, seed {seed}, generator {digest.hexdigest()[:12]}\n"
 
 
 def write_cohort(
@@ -48,14 +58,20 @@ def write_cohort(
         ``out``, with ``slides/*.tiff``, ``truth/*.json``, ``labels.csv`` and ``README.txt``.
 
     Raises:
-        ConfigurationError: fewer than 4 slides.
+        ConfigurationError: fewer than 4 slides, or a folder with another cohort.
         ZoomfeatError: the folder cannot be written.
     """
     plans = plan_cohort(slides, seed)
+    readme, text = out / "README.txt", f"{_README}\n{_drawn_by(slides, seed)}"
+    if readme.exists() and readme.read_text(encoding="utf-8") != text:
+        found = readme.read_text(encoding="utf-8").rstrip().splitlines()[-1]
+        raise ConfigurationError(
+            f"holds another cohort ({found})", path=out, cure="Delete the folder, or choose another one"
+        )
     for folder in ("slides", "truth"):
         make_folder(out / folder)
-    with replacing(out / "README.txt") as temporary:
-        temporary.write_text(_README)
+    with replacing(readme) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     with progress_bar(console or Console()) as progress:
         task = progress.add_task("drawing synthetic slides", total=len(plans), unit="slides")
         for _ in _each(partial(write_slide, out), plans, workers):

@@ -3,9 +3,8 @@
 All ways read the same plan, that of ``zoomfeat extract``, from the same synthetic slides (`textured_slide`), in turns
 and on one thread. What counts is CPU time. The other libraries read as their users do, each patch by itself and 5x from
 the level that is made for it; zoomfeat reads each 5x patch's region once, at level 0, for both. OpenSlide's patches are
-resized by Pillow, as TRIDENT (``WSIPatcher`` with ``pil=True``) and CLAM (torchvision's ``Resize``) do it, and in a way
-of its own by OpenCV, which is faster. The limit is what the JPEG decoder takes for the tiles that the regions need,
-each decoded once and nothing done with its pixels.
+resized by Pillow, and in a way of its own by OpenCV, which is faster. The limit is what the JPEG decoder takes for the
+tiles that the regions need, each decoded once and nothing done with its pixels.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ def test_slides_are_extracted_once_and_stale_bags_again(tmp_path, capsys):
     assert record.cost.patches_per_second > 0
     assert record.cost.extraction_seconds > 0
     assert (record.encoder.dim, record.encoder.weights_hash) == (6, "none")
-    assert (tmp_path / "site" / "index.html").exists()
+    assert (folder / "site" / "index.html").exists()
     times = {path.name: path.stat().st_mtime_ns for path in (folder / "bags" / "color-stats").glob("*.h5")}
     assert len(times) == 5
     path = folder / "bags" / "color-stats" / min(times)
@@ -335,7 +335,7 @@ def test_the_guide_adds_a_task_and_a_head_as_it_says(tmp_path, monkeypatch, caps
     records = {record.head.name: record for record in load_records(tmp_path / "results" / "grade" / "records")}
     assert records.keys() == {"abmil", "smooth-max"}
     assert records["smooth-max"].metrics["auroc"].value > 0.8
-    assert (tmp_path / "results" / "site" / "index.html").exists()
+    assert (tmp_path / "results" / "grade" / "site" / "index.html").exists()
     assert "Somebody" not in capsys.readouterr().out  # its row is ours: same encoder and magnification
 
 

@@ -511,7 +511,7 @@ class BenchmarkConfig:
     epochs: int | None = key(None, "of training; null: as the task says. Others are another version of it")
     size: int | None = key(None, "slides of the synthetic cohort; null: as the task says. Others are another version")
     code: list[str] = key([], "Python files to run first, which register heads of your own")
-    site: bool = key(True, "also make the leaderboard of the records, in out/site")
+    site: bool = key(True, "also make the leaderboard of the records, in out/TASK/site")
     submitter: str = key("", "who made the records: free text in them")
     device: str = key("auto", "where networks run: auto, cpu, cuda, cuda:1")
     batch_size: int = key(16, "patches at once on a GPU (a CPU takes them one by one)")

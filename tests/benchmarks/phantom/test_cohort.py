@@ -159,3 +159,10 @@ def test_the_command_refuses_a_cohort_that_is_none(tmp_path, monkeypatch, capsys
     assert main() == 1
     assert "expected at least 4" in capsys.readouterr().err
     assert len(plan_cohort(4)) == 4
+
+
+def test_another_cohort_in_the_folder_is_refused(cohort, tmp_path):
+    shutil.copy(cohort / "README.txt", tmp_path / "README.txt")
+    with pytest.raises(ConfigurationError, match="holds another cohort"):
+        write_cohort(tmp_path, 4, seed=99, workers=1)
+    assert not (tmp_path / "slides").exists()
