@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.magnification import BRCA, parse
+from zoomfeat.magnification import Ladder, parse
 
 Levels = dict[int, NDArray[np.int64]]
 """Places in a data set by magnification index, finest first."""
@@ -56,6 +56,11 @@ class TrainingData(Protocol):
     @property
     def slides(self) -> Sequence[str]:
         """Slide of every item, known without reading them."""
+        ...
+
+    @property
+    def ladder(self) -> Ladder:
+        """What the indices stand for."""
         ...
 
     def __len__(self) -> int: ...
@@ -302,11 +307,12 @@ def choose_items(
     validation = _by_level(np.flatnonzero(chosen), magnifications)
     if not training:
         raise ConfigurationError("the data set is empty", cure="See the report of `zoomfeat prepare`")
-    wanted = [step.index for step in parse(list(names))] if names else list(training)
+    steps = data.ladder.steps
+    wanted = [step.index for step in parse(list(names), data.ladder)] if names else list(training)
     if missing := [level for level in wanted if level not in training]:
         raise ConfigurationError(
-            f"the training items hold no {', '.join(str(BRCA.steps[level]) for level in missing)}; "
-            f"they hold {', '.join(str(BRCA.steps[level]) for level in training)}",
+            f"the training items hold no {', '.join(str(steps[level]) for level in missing)}; "
+            f"they hold {', '.join(str(steps[level]) for level in training)}",
             cure="Prepare those magnifications too, or leave them out of magnifications=",
         )
     return _only(training, wanted), _only(validation, wanted)
@@ -333,5 +339,5 @@ def _by_level(items: NDArray[np.int64], magnifications: NDArray[np.integer]) -> 
 
 def describe(data: TrainingData, items: Sequence[int] | NDArray[np.int64], limit: int = 4) -> str:
     """Items for a message: place, slide and magnification of the first few."""
-    named = [f"item {i} ({BRCA.steps[int(data.magnifications[i])]} of {data.slides[i]})" for i in items[:limit]]
+    named = [f"item {i} ({data.ladder.steps[int(data.magnifications[i])]} of {data.slides[i]})" for i in items[:limit]]
     return ", ".join(named) + (f" and {len(items) - limit} more" if len(items) > limit else "")

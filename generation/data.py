@@ -134,6 +134,7 @@ class TrainingSet(Dataset[Sample]):
         counts: magnification name to rows, finest first, for those that have any.
         embedding_dim: channels of an embedding.
         configuration: `Index.configuration`; empty for a set without an index.
+        ladder: what the indices stand for.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class TrainingSet(Dataset[Sample]):
     ) -> None:
         self._contents = tuple(contents)
         self._ends = np.cumsum([len(part.magnifications) for part in contents])
-        self._ladder = ladder
+        self.ladder = ladder
         self.configuration = dict(configuration or {})
         self.magnifications = np.concatenate([part.magnifications for part in contents])
         rows = np.bincount(self.magnifications, minlength=len(ladder.steps)).tolist()
@@ -149,7 +150,7 @@ class TrainingSet(Dataset[Sample]):
         self.embedding_dim = self[0].grid.shape[0]
 
     @classmethod
-    def open(cls, folder: str | Path, ladder: Ladder = BRCA) -> TrainingSet:
+    def open(cls, folder: str | Path, ladder: Ladder | None = None) -> TrainingSet:
         """Opens a set of `zoomfeat prepare`, a folder of such sets, or one of Parquet or Arrow files.
 
         Sets side by side count as one: their embeddings and latents must have been made by the same networks. Files
@@ -160,7 +161,8 @@ class TrainingSet(Dataset[Sample]):
 
         Args:
             folder: the folder.
-            ladder: names and indices of the magnifications; `zoomfeat.magnification.NAIP` for aerial imagery.
+            ladder: names and indices of the magnifications; null: what the set says, and of files without an index that
+                of histology. `zoomfeat.magnification.NAIP` is that of released aerial sets.
 
         Raises:
             ZoomfeatError: the folder holds no set, an empty one, a damaged file, or sets that do not go together.
@@ -170,9 +172,11 @@ class TrainingSet(Dataset[Sample]):
         sets = [folder] if (folder / INDEX).is_file() else sorted(p.parent for p in folder.glob(f"*/{INDEX}"))
         if sets:
             indices = [Index.load(part) for part in sets]
+            ladder = ladder or indices[0].ladder
             contents = [c for part, index in zip(sets, indices, strict=True) for c in _indexed(part, index, ladder)]
             configuration = _common(folder, sets, indices)
         else:
+            ladder = ladder or BRCA
             files = sorted(p for p in folder.rglob("*") if p.suffix in (".parquet", ".arrow") and p.name[0] != ".")
             contents, configuration = [_unindexed(path, ladder) for path in files], {}
         if not any(len(part.magnifications) for part in contents):
@@ -203,7 +207,7 @@ class TrainingSet(Dataset[Sample]):
         at = int(np.searchsorted(self._ends, index, side="right"))
         part = self._contents[at]
         row = int(index - self._ends[at]) + len(part.magnifications)
-        return Sample(part.file, row, self._ladder.steps[self.magnifications[index]], part.slide)
+        return Sample(part.file, row, self.ladder.steps[self.magnifications[index]], part.slide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,14 +222,14 @@ class _Contents:
 def _common(folder: Path, sets: Sequence[Path], indices: Sequence[Index]) -> dict[str, Any]:
     """What all sets were made with."""
     first = indices[0].configuration
-    for name in ("ssl_encoder", "ssl_weights_hash", "ssl_settings", "first_stage"):
+    for name in ("domain", "ssl_encoder", "ssl_weights_hash", "ssl_settings", "first_stage"):
         if differing := [
             part.name for part, i in zip(sets, indices, strict=True) if i.configuration.get(name) != first.get(name)
         ]:
             raise ZoomfeatError(
                 f"sets with another {name} side by side: {sets[0].name} and {', '.join(differing)}",
                 path=folder,
-                cure="Prepare them with the same ssl_encoder and first_stage, or give one of them",
+                cure="Prepare them with the same domain, ssl_encoder and first_stage, or give one of them",
             )
     return {k: v for k, v in first.items() if all(index.configuration.get(k) == v for index in indices)}
 

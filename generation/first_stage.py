@@ -28,7 +28,7 @@ from generation.monitoring import write_grid
 from generation.perceptual import EfficientNetDistance
 from zoomfeat.conf.schema import TrainFirstStageConfig
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.magnification import BRCA, PATCH_SIZE
+from zoomfeat.magnification import PATCH_SIZE
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """Distance of each reconstruction from its image: two ``(B, 3, H, W)`` in [-1, 1] to ``(B,)``."""
@@ -175,7 +175,7 @@ class _FirstStageTraining(TrainingLoop[Tensor]):
         table = pd.DataFrame(gather_object(rows), columns=["level", "loss", "psnr", "codes"])
         return [
             {
-                "magnification": str(BRCA.steps[level]),
+                "magnification": str(self.data.ladder.steps[level]),
                 "loss": float(group["loss"].mean()),
                 "psnr": float(group["psnr"].mean()),
                 "codes_used": len(set.union(*group["codes"])) / self.vae.config.num_vq_embeddings,

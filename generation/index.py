@@ -15,6 +15,7 @@ from typing import Any
 
 from zoomfeat.errors import ZoomfeatError
 from zoomfeat.files import replacing
+from zoomfeat.magnification import BRCA, Ladder
 
 INDEX = "index.json"
 """Name of the index in the folder of a set."""
@@ -86,6 +87,12 @@ class Index:
     note: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     slides: dict[str, SlideRecord] = field(default_factory=dict)
+
+    @property
+    def ladder(self) -> Ladder:
+        """The magnifications that its indices stand for; histology's where the set names no domain."""
+        domain = self.configuration.get("domain")
+        return BRCA if domain is None else Ladder.of(**domain["ladder"])
 
     @property
     def counts(self) -> dict[str, int]:

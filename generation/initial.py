@@ -48,12 +48,13 @@ def initial_first_stage(size: str, init: str | None, seed: int = 0) -> VQModel:
     return vae
 
 
-def initial_model(config: TrainLDMConfig, embedding_dim: int) -> tuple[ZoomLDM, list[str]]:
+def initial_model(config: TrainLDMConfig, embedding_dim: int, num_magnifications: int = 8) -> tuple[ZoomLDM, list[str]]:
     """The ZoomLDM that training starts from.
 
     Args:
         config: ``init``, or ``size`` with ``first_stage`` and ``init_unet``; and the ablations.
         embedding_dim: width of the data's embeddings, which the Summarizer follows.
+        num_magnifications: steps of the data's ladder, which it follows too.
 
     Returns:
         The model, and the keys of a denoiser from ``init_unet`` that had to stay fresh.
@@ -71,7 +72,7 @@ def initial_model(config: TrainLDMConfig, embedding_dim: int) -> tuple[ZoomLDM, 
         )
     vae = initial_first_stage(config.size, config.first_stage)
     side = PATCH_SIZE // 2 ** (len(vae.config.block_out_channels) - 1)
-    summarizer = SUMMARIZERS[config.size] | {"input_dim": embedding_dim}
+    summarizer = SUMMARIZERS[config.size] | {"input_dim": embedding_dim, "num_magnifications": num_magnifications}
     if config.summarizer_layers is not None:
         summarizer["num_layers"] = config.summarizer_layers
     with torch.random.fork_rng(devices=[]):

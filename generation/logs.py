@@ -15,12 +15,12 @@ from torch import Tensor
 
 from generation.batches import Levels
 from zoomfeat.files import replacing
-from zoomfeat.magnification import BRCA
+from zoomfeat.magnification import Ladder
 
 
-def announce(training: Levels, held_out: Levels, console: Console) -> None:
+def announce(training: Levels, held_out: Levels, ladder: Ladder, console: Console) -> None:
     """Says what is trained on, and what a user may not expect of it."""
-    counts = ", ".join(f"{BRCA.steps[level]} {len(items)}" for level, items in training.items())
+    counts = ", ".join(f"{ladder.steps[level]} {len(items)}" for level, items in training.items())
     console.print(f"training items: {counts}", highlight=False, soft_wrap=True)
     if len(training) == 1:
         console.print("NOTE one magnification only: the model will not know others", style="bold yellow")
@@ -62,10 +62,11 @@ class LossWindow:
     Args:
         training: the items trained on, by magnification.
         magnifications: index in the ladder of every item of the data.
+        ladder: names of the magnifications.
     """
 
-    def __init__(self, training: Levels, magnifications: NDArray[np.integer]) -> None:
-        self._names = {level: f"loss_{BRCA.steps[level]}" for level in training}
+    def __init__(self, training: Levels, magnifications: NDArray[np.integer], ladder: Ladder) -> None:
+        self._names = {level: f"loss_{ladder.steps[level]}" for level in training}
         self._magnifications = np.asarray(magnifications)
         self._levels: list[NDArray[np.integer]] = []
         self._losses: list[NDArray[np.float32]] = []

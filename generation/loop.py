@@ -106,14 +106,14 @@ class TrainingLoop(ABC, Generic[B]):
         """Trains, or goes on where the newest checkpoint ended; returns the folder of the last one."""
         config, main = self._config, self.accelerator.is_main_process
         console = console if main and console else Console(quiet=True)
-        announce(self.training, self.held_out, console)
+        announce(self.training, self.held_out, self.data.ladder, console)
         start, latest = self.checkpoints.resume(self.accelerator)
         if latest is not None:
             console.print(f"going on from {latest}", highlight=False, soft_wrap=True)
             self.resumed(start, latest)
 
         out = Path(config.out)
-        window = LossWindow(self.training, self.data.magnifications)
+        window = LossWindow(self.training, self.data.magnifications, self.data.ladder)
         metrics = Table(out / "metrics.csv", ["step", *window.columns, "learning_rate"], start, active=main)
         validation = Table(out / "validation.csv", ["step", *self.validation_columns], start, active=main)
         batches = load_batches(

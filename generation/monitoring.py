@@ -19,7 +19,6 @@ from generation.batches import Batch, Levels, TrainingData, read_batch, seeded_n
 from generation.losses import predict
 from generation.pipelines.patch import ZoomLDMPipeline
 from zoomfeat.files import replacing
-from zoomfeat.magnification import BRCA
 from zoomfeat.models.summarizer import embedding_grid
 from zoomfeat.models.zoomldm import ZoomLDM
 
@@ -59,7 +58,7 @@ def validate(
     table = pd.DataFrame(gather_object(rows), columns=["level", "timestep_bin", "loss", "null_loss"])
     groups = table.groupby(["level", "timestep_bin"])
     means = groups[["loss", "null_loss"]].mean().assign(items=groups.size()).reset_index()
-    means.insert(0, "magnification", [str(BRCA.steps[level]) for level in means.pop("level")])
+    means.insert(0, "magnification", [str(data.ladder.steps[level]) for level in means.pop("level")])
     return [dict(zip(means.columns, row, strict=True)) for row in means.itertuples(index=False)]
 
 

@@ -19,15 +19,16 @@ from generation.initial import initial_first_stage
 from generation.pyramid import make_plan, read_patches
 from generation.shards import SlideWriter, columns, write_card
 from zoomfeat.conf.schema import EncoderConfig, ExtractConfig, PrepareConfig
+from zoomfeat.domains import DEFAULT, Domain, load_domain
 from zoomfeat.encoders import PatchEncoder, encoder_names, load_encoder
 from zoomfeat.encoders.base import resolve_device
 from zoomfeat.encoders.zoomldm import ZoomLDMEncoder
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.extraction import Advance, SlideReport, failure, package_versions
 from zoomfeat.extraction import check_config as check_extract_config
-from zoomfeat.magnification import BRCA, PATCH_SIZE, Magnification, parse
+from zoomfeat.magnification import PATCH_SIZE, Magnification
 from zoomfeat.models.weights import hash_weights
-from zoomfeat.slides import Slide, SlideEntry, find_tissue
+from zoomfeat.slides import Slide, SlideEntry, find_foreground
 from zoomfeat.slides.tissue import METHOD as TISSUE_METHOD
 
 
@@ -110,7 +111,9 @@ class Tools:
             CheckpointMismatchError: weights that do not fit.
         """
         options = {} if config.ssl_weights is None else {"weights": config.ssl_weights}
-        encoder = load_encoder(config.ssl_encoder, device=config.device, **options)
+        domain = load_domain(config.domain)
+        name = config.ssl_encoder or domain.embedding
+        encoder = load_encoder(name, domain.ladder.finest, device=config.device, **options)
         return cls(encoder, FirstStage.load(config.first_stage, config.device) if config.first_stage else None)
 
     @property
@@ -131,7 +134,8 @@ def check_config(config: PrepareConfig) -> None:
         ExtractConfig(
             slides=config.slides,
             out=config.out,
-            encoder=EncoderConfig(config.ssl_encoder),
+            encoder=EncoderConfig(config.ssl_encoder or load_domain(config.domain).embedding),
+            domain=config.domain,
             magnifications=config.magnifications,
             min_tissue=config.min_tissue,
             batch_size=config.batch_size,
@@ -151,13 +155,15 @@ def tissue_thresholds(config: PrepareConfig) -> dict[Magnification, float]:
     """The least share of tissue at each magnification asked for, finest first.
 
     A coarse patch is seldom full: most of its area is glass or lies beyond the slide, and with one threshold for all
-    nothing would be left of the coarsest steps. From ``min_tissue`` at 20x to ``min_tissue_coarsest`` at 0.15625x
-    the threshold falls by the same factor at each step (0.5, 0.4, 0.32, 0.25, 0.2, 0.16, 0.13, 0.1 by default).
+    nothing would be left of the coarsest steps. From ``min_tissue`` at the finest step to ``min_tissue_coarsest`` at
+    the coarsest the threshold falls by the same factor at each step (histology's default: 0.5, 0.4, 0.32, 0.25, 0.2,
+    0.16, 0.13, 0.1).
     """
     finest, coarsest = config.min_tissue, config.min_tissue_coarsest
+    domain = load_domain(config.domain)
     thresholds = {}
-    for step in parse(config.magnifications):
-        share = step.index / BRCA.steps[-1].index
+    for step in domain.ladder.steps if config.magnifications is None else domain.steps(config.magnifications):
+        share = step.index / domain.ladder.steps[-1].index
         thresholds[step] = float(f"{finest ** (1 - share) * coarsest**share:.4g}")
     return thresholds
 
@@ -165,17 +171,29 @@ def tissue_thresholds(config: PrepareConfig) -> dict[Magnification, float]:
 def set_configuration(config: PrepareConfig, tools: Tools) -> dict[str, Any]:
     """What decides the rows of a set besides the slides: no paths, no devices, no numbers of workers."""
     thresholds = tissue_thresholds(config)
-    return {
+    domain = load_domain(config.domain)
+    return ({} if domain == load_domain(DEFAULT) else {"domain": _described(domain)}) | {
         "magnifications": [str(step) for step in thresholds],
         "ssl_encoder": tools.encoder.name,
         "ssl_weights_hash": tools.encoder.weights_hash,
         "ssl_settings": dict(tools.encoder.settings),
         "first_stage": tools.first_stage.weights_hash if tools.first_stage else None,
         "min_tissue": {str(step): threshold for step, threshold in thresholds.items()},
-        "tissue_method": TISSUE_METHOD,
+        "tissue_method": TISSUE_METHOD if domain.foreground == "tissue" else domain.foreground,
         "unpooled": config.unpooled,
         "mpp": config.mpp,
         "orientations": config.orientations,
+    }
+
+
+def _described(domain: Domain) -> dict[str, Any]:
+    """A domain as values that make it again, wherever its YAML file is by then."""
+    ladder = domain.ladder
+    names = [step.name for step in ladder.steps]
+    return {
+        "reader": domain.reader,
+        "foreground": domain.foreground,
+        "ladder": {"name": ladder.name, "names": names, "finest": f"{ladder.finest.mpp:.12g} um"},
     }
 
 
@@ -249,8 +267,10 @@ def report_of(entry: SlideEntry, record: SlideRecord, status: str, seconds: floa
 
 def _prepare(entry: SlideEntry, config: PrepareConfig, tools: Tools, advance: Advance) -> SlideRecord:
     features = columns(config.unpooled, tools.first_stage is not None)
-    with Slide.open(entry.path, mpp=entry.mpp, default_mpp=config.mpp) as slide:
-        plan = make_plan(slide, find_tissue(slide), tissue_thresholds(config))
+    domain = load_domain(config.domain)
+    with Slide.open(entry.path, mpp=entry.mpp, default_mpp=config.mpp, reader=domain.reader) as slide:
+        foreground = find_foreground(slide, domain.foreground)
+        plan = make_plan(slide, foreground, tissue_thresholds(config), domain.ladder)
         done, total = 0, config.orientations * sum(plan.counts.values())
         advance(done, total)
         patches = read_patches(slide, plan, tools.encoder, config.batch_size, config.workers)

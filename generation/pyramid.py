@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from zoomfeat.encoders import PatchEncoder
 from zoomfeat.errors import ConfigurationError, MagnificationError, NoTissueError
-from zoomfeat.magnification import BRCA, PATCH_SIZE, Magnification
+from zoomfeat.magnification import BRCA, PATCH_SIZE, Ladder, Magnification
 from zoomfeat.slides import Slide, TissueMask, make_grid
 
 _BLOCK_LEVEL = 3  # what is decoded at once: 8 x 8 patches of 20x, 2048 px a side
@@ -82,20 +82,22 @@ class Plan:
             half the rows and columns of the one before.
         needed: likewise, what holds 20x patches that some kept patch covers and that touch the slide.
         dropped: magnification name to patches left out for want of tissue.
+        ladder: what the indices stand for.
     """
 
     unit: tuple[int, int]
     kept: tuple[NDArray[np.bool_], ...]
     needed: tuple[NDArray[np.bool_], ...]
     dropped: dict[str, int]
+    ladder: Ladder
 
     @property
     def counts(self) -> dict[str, int]:
         """Magnification name to patches kept, for magnifications that have any."""
-        return {str(m): int(k.sum()) for m, k in zip(BRCA.steps, self.kept, strict=False) if k.any()}
+        return {str(m): int(k.sum()) for m, k in zip(self.ladder.steps, self.kept, strict=False) if k.any()}
 
 
-def make_plan(slide: Slide, mask: TissueMask, min_tissue: Mapping[Magnification, float]) -> Plan:
+def make_plan(slide: Slide, mask: TissueMask, min_tissue: Mapping[Magnification, float], ladder: Ladder = BRCA) -> Plan:
     """Chooses the patches of every magnification by their own share of tissue.
 
     Args:
@@ -103,12 +105,13 @@ def make_plan(slide: Slide, mask: TissueMask, min_tissue: Mapping[Magnification,
         mask: its tissue.
         min_tissue: for each magnification wanted, the least share of a patch that is tissue, 0 to 1. What lies
             beyond the slide counts as none.
+        ladder: that those magnifications are steps of.
 
     Raises:
         MagnificationError: the slide's pixels are too coarse for the 20x patches that are embedded.
         NoTissueError: no patch of any magnification is kept.
     """
-    finest = BRCA.steps[0]
+    finest = ladder.finest
     try:
         grid = make_grid(slide, mask, tuple(sorted({finest, *min_tissue})), min_tissue=0)  # all that touch the slide
     except MagnificationError as error:
@@ -143,7 +146,7 @@ def make_plan(slide: Slide, mask: TissueMask, min_tissue: Mapping[Magnification,
     for level in kept[1:]:
         height, width = level.shape
         needed.append(np.logical_or.reduce(needed[-1].reshape(height, 2, width, 2), axis=(1, 3)))
-    return Plan(unit, tuple(kept), tuple(needed), dropped)
+    return Plan(unit, tuple(kept), tuple(needed), dropped, ladder)
 
 
 def read_patches(slide: Slide, plan: Plan, encoder: PatchEncoder, batch_size: int, workers: int) -> Iterator[Patch]:
@@ -187,7 +190,7 @@ class _Walk:
     ) -> None:
         self._slide = slide
         self._plan = plan
-        self._encoder = encoder.at(BRCA.steps[0])
+        self._encoder = encoder.at(plan.ladder.finest)
         self._batch_size = batch_size
         self._plain: dict[tuple[int, ...], NDArray[np.float16]] = {}
         self._white = self._embedding_of((255, 255, 255))
@@ -228,7 +231,7 @@ class _Walk:
         row, column = map(int, cell)
         image = ((sums + (4**level // 2)) >> (2 * level)).astype(np.uint8)  # the mean, rounded
         embeddings = np.ascontiguousarray(grid.transpose(2, 0, 1))
-        return Patch(BRCA.steps[level], column * width, row * height, width, height, image, embeddings)
+        return Patch(self._plan.ladder.steps[level], column * width, row * height, width, height, image, embeddings)
 
     def _embeddings(self, canvas: NDArray[np.uint8], needed: NDArray[np.bool_]) -> NDArray[np.float16]:
         """Embeddings (8, 8, C) of a canvas's 20x patches; those that nothing needs count as white."""

@@ -28,7 +28,7 @@ from generation.index import Index, Shard
 from generation.pyramid import Patch
 from zoomfeat.errors import ZoomfeatError
 from zoomfeat.files import make_folder, replacing
-from zoomfeat.magnification import BRCA, Magnification
+from zoomfeat.magnification import Magnification
 
 CARD = "README.md"
 """Name of the data set card."""
@@ -77,7 +77,7 @@ class SlideWriter:
         self._features = features
         self._pool = pool
         self._files = ExitStack()
-        self._writers: dict[str, _ShardWriter] = {}
+        self._writers: dict[Magnification, _ShardWriter] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -113,21 +113,20 @@ class SlideWriter:
                 "height": patch.height,
                 "orientation": patch.orientation,
             }
-            self._writer(str(patch.magnification)).add({name: row[name] for name in self._features})
+            self._writer(patch.magnification).add({name: row[name] for name in self._features})
 
     def shards(self) -> tuple[Shard, ...]:
         """What was written, finest magnification first; to be asked after the end."""
         found = []
-        for step in map(str, BRCA.steps):
-            if step in self._writers:
-                file = self._file(step)
-                found.append(Shard(file, step, self._writers[step].rows, (self._folder / file).stat().st_size))
+        for step in sorted(self._writers):
+            file = self._file(step)
+            found.append(Shard(file, str(step), self._writers[step].rows, (self._folder / file).stat().st_size))
         return tuple(found)
 
-    def _file(self, magnification: str) -> str:
+    def _file(self, magnification: Magnification) -> str:
         return f"data/{magnification}/{self._slide}.arrow"
 
-    def _writer(self, magnification: str) -> _ShardWriter:
+    def _writer(self, magnification: Magnification) -> _ShardWriter:
         if magnification not in self._writers:
             path = self._folder / self._file(magnification)
             make_folder(path.parent)
@@ -205,7 +204,7 @@ def write_card(folder: Path, index: Index) -> None:
     """
     configurations: list[dict[str, Any]] = [_configuration("all", "*") | {"default": True}]
     infos = DatasetInfosDict()
-    counts = {step: index.counts.get(str(step), 0) for step in BRCA.steps}
+    counts = {step: index.counts.get(str(step), 0) for step in index.ladder.steps}
     for step in (step for step, count in counts.items() if count):
         configurations.append(_configuration(str(step), str(step)))
         infos[str(step)] = DatasetInfo(config_name=str(step), features=_fixed_columns(index, step))

@@ -22,7 +22,6 @@ from generation.losses import predict
 from generation.monitoring import HELD_OUT_COLUMNS, validate, write_samples
 from zoomfeat.conf.schema import TrainLDMConfig
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.magnification import BRCA
 from zoomfeat.models.summarizer import Summarizer
 from zoomfeat.models.weights import hash_weights
 from zoomfeat.models.zoomldm import ZoomLDM
@@ -113,7 +112,8 @@ class _LDMTraining(TrainingLoop[Batch]):
         known = bundle.summarizer.config.num_magnifications
         if max(self.training) >= known:
             raise ConfigurationError(
-                f"the data hold {BRCA.steps[max(self.training)]}, the model knows {known} magnifications from 20x on",
+                f"the data hold {data.ladder.steps[max(self.training)]}, the model knows {known} magnifications from "
+                f"{data.ladder.finest} on",
                 cure="Leave the others out with magnifications=",
             )
         bundle.vae.requires_grad_(False).eval().to(self.accelerator.device)

@@ -23,7 +23,6 @@ from generation.conditioning import SIZES, TRAIN_TIMESTEPS, ConditioningDiT, cle
 from generation.loop import TrainingLoop, averaged
 from zoomfeat.conf.schema import TrainCDMConfig
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError
-from zoomfeat.magnification import BRCA
 from zoomfeat.models.summarizer import Summarizer, embedding_grid
 from zoomfeat.models.weights import hash_weights
 
@@ -153,8 +152,8 @@ class _CDMTraining(TrainingLoop[Batch]):
         known = summarizer.config.num_magnifications
         if max(self.training) >= known:
             raise ConfigurationError(
-                f"the data hold {BRCA.steps[max(self.training)]}, "
-                f"the model knows {', '.join(map(str, BRCA.steps[:known]))}",
+                f"the data hold {data.ladder.steps[max(self.training)]}, "
+                f"the model knows {', '.join(map(str, data.ladder.steps[:known]))}",
                 cure="Leave the others out with magnifications=",
             )
         self.config = config
@@ -197,7 +196,7 @@ class _CDMTraining(TrainingLoop[Batch]):
                 timesteps = torch.linspace(0, TRAIN_TIMESTEPS - 1, len(chosen), device=device).long()
                 noise = torch.stack([seeded_normal(tokens.shape[1:], seed, item) for item in batch.items]).to(device)
                 losses = token_error(model, self.schedule, tokens, batch.magnifications, timesteps, noise)
-                name = str(BRCA.steps[level])
+                name = str(self.data.ladder.steps[level])
                 rows.append({"magnification": name, "loss": float(losses.mean()), "items": len(chosen)})
         return rows
 

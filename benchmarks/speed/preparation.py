@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from generation.prepare import Tools, prepare_slide
+from generation.prepare import Tools, prepare_slide, tissue_thresholds
 from zoomfeat.conf.schema import PrepareConfig
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.slides import SlideEntry
@@ -58,7 +58,7 @@ def measure(slide: SlideEntry, config: PrepareConfig, tools: Tools) -> tuple[Run
         config: the one pass; ``out`` is a folder that exists.
         tools: encoder and first stage.
     """
-    alone = [replace(config, magnifications=[name]) for name in config.magnifications]
+    alone = [replace(config, magnifications=[str(step)]) for step in tissue_thresholds(config)]
     together = _timed("one pass", slide, [config], tools)
     separate = _timed("one pass a magnification", slide, alone, tools)
     if together.patches != separate.patches:

@@ -24,7 +24,7 @@ def run(config: PrepareConfig) -> int:
     check_config(config)
     entries = slides(config.slides)
     out = make_folder(Path(config.out))
-    with console.status(f"loading {config.ssl_encoder}"):
+    with console.status("loading the networks"):
         tools = Tools.load(config)
     index = open_index(config, tools)
     save_index(out, index)  # claims the folder for this configuration

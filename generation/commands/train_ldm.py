@@ -19,7 +19,7 @@ def run(config: TrainLDMConfig) -> int:
     check_config(config)  # before anything is loaded
     console = Console()
     data = TrainingSet.open(config.data)
-    bundle, fresh = initial_model(config, data.embedding_dim)
+    bundle, fresh = initial_model(config, data.embedding_dim, len(data.ladder.steps))
     _check_first_stage(data, bundle, config)
     if fresh:
         console.print(f"fresh, since {config.init_unet} has no weights that fit: {', '.join(fresh)}", soft_wrap=True)

@@ -10,8 +10,9 @@ import torch
 import yaml
 from PIL import Image
 
+from generation.data import TrainingSet
 from generation.pipelines.joint import JointMultiScalePipeline
-from generation.pipelines.models import MODELS
+from generation.pipelines.models import MODELS, load_pipeline
 from generation.pipelines.patch import ZoomLDMPipeline
 from generation.pipelines.superres import SuperResolutionPipeline
 from generation.region import region_embeddings, region_image
@@ -21,7 +22,8 @@ from zoomfeat.bags import Bag, validate
 from zoomfeat.cli import main
 from zoomfeat.domains import load_domain
 from zoomfeat.encoders import load_encoder
-from zoomfeat.errors import MagnificationError
+from zoomfeat.encoders.zoomldm import TINY
+from zoomfeat.errors import MagnificationError, ZoomfeatError
 from zoomfeat.magnification import NAIP
 from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
 from zoomfeat.models.checkpoint import ema_key, release_keys
@@ -192,3 +194,28 @@ def test_a_model_of_naip_refuses_images_of_another_ladder(checkpoint, tmp_path, 
     assert main(["extract", f"slides={image}", *words]) == 1
     assert "no 20x of 0.5 um in the naip ladder" in (error := capsys.readouterr().err)
     assert "domain=naip" in error
+
+
+def test_an_aerial_model_is_trained_on_aerial_images(aerial, tmp_path, capsys):
+    data = ["prepare", f"slides={aerial}", f"out={tmp_path / 'set'}", "domain=naip", "ssl_encoder=color-stats"]
+    assert main([*data, "first_stage=zoomldm-tiny", "min_tissue=0.3"]) == 0
+    prepared = TrainingSet.open(tmp_path / "set")
+    assert prepared.ladder == NAIP
+    assert prepared.counts.keys() == {"1x", "2x", "3x", "4x"}
+    assert prepared[len(prepared) - 1].step == NAIP["4x"]
+    assert prepared[len(prepared) - 1].grid.shape == (WIDTH, 8, 8)
+    words = ["size=tiny", f"first_stage={TINY}", "steps=2", "batch_size=2", "held_out=0", "sample_every=0", "workers=0"]
+    assert main(["train-ldm", f"data={tmp_path / 'set'}", f"out={tmp_path / 'run'}", "device=cpu", *words]) == 0
+    assert "training items: 1x" in capsys.readouterr().out
+    assert "loss_4x" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
+    (model,) = (tmp_path / "run" / "checkpoints").glob("*/model")
+    assert load_pipeline(str(model)).domain.ladder == NAIP
+
+
+def test_sets_of_two_domains_are_not_mixed(aerial, tmp_path):
+    (tmp_path / "coarse.yaml").write_text(DOMAIN)
+    for name, domain in (("a", "naip"), ("b", str(tmp_path / "coarse.yaml"))):
+        words = [f"out={tmp_path / name}", f"domain={domain}", "ssl_encoder=color-stats", "magnifications=[1x]"]
+        assert main(["prepare", f"slides={aerial}", "min_tissue=0.3", "min_tissue_coarsest=0.3", *words]) == 0
+    with pytest.raises(ZoomfeatError, match="another domain side by side"):
+        TrainingSet.open(tmp_path)

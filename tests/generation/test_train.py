@@ -27,6 +27,7 @@ from generation.train import loss_weights, train_ldm
 from zoomfeat.conf.compose import compose_config
 from zoomfeat.encoders import load_encoder
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
+from zoomfeat.magnification import BRCA
 from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
 from zoomfeat.models.summarizer import Summarizer
 from zoomfeat.models.zoomldm import ZoomLDM
@@ -271,6 +272,8 @@ def test_shares_cover_the_global_batch_in_order(processes, accumulate):
 
 class _Patches:
     """Real patches in memory, all at 20x, with the embeddings of a real encoder."""
+
+    ladder = BRCA
 
     def __init__(self, images: np.ndarray, embeddings: np.ndarray) -> None:
         self.images, self.embeddings = images, embeddings

@@ -16,6 +16,7 @@ from generation.train_cdm import initial_cdm, read_grids, summarise, train_cdm
 from zoomfeat.cli import main
 from zoomfeat.conf.schema import TrainCDMConfig
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError, ZoomfeatError
+from zoomfeat.magnification import BRCA
 from zoomfeat.models.summarizer import Summarizer
 
 WIDTH = 12
@@ -39,6 +40,8 @@ class _Sample:
 
 class _Data:
     """Embeddings in memory."""
+
+    ladder = BRCA
 
     def __init__(self, items: int = 24) -> None:
         rng = np.random.default_rng(0)

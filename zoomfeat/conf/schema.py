@@ -171,10 +171,13 @@ class PrepareConfig:
         REQUIRED, "folder of slides (searched below too), one slide, or a manifest CSV: path[,slide_id][,mpp]"
     )
     out: str = key(REQUIRED, "folder of the set: data, index.json and report.csv; not inside the slide folder")
-    magnifications: list[str] = key(
-        ["20x", "10x", "5x", "2.5x", "1.25x", "0.625x", "0.3125x", "0.15625x"], "which of these to make"
+    domain: str = key("brca", "kind of images: brca (histology), naip (aerial), or a YAML file: docs/satellite.md")
+    magnifications: list[str] | None = key(
+        None, "which to make, for example [20x,5x]; null: all of the domain, of brca 20x 10x 5x ... 0.15625x"
     )
-    ssl_encoder: str = key("uni", "encoder of the 20x patches under every patch; `zoomfeat encoders` lists all")
+    ssl_encoder: str | None = key(
+        None, "encoder of the finest patches under every patch; null: the domain's, of brca uni"
+    )
     ssl_weights: str | None = key(None, "its weights on disk, for encoders that have that option")
     first_stage: str | None = key(
         None, "makes the latents: zoomldm-tiny, a ZoomLDM or first-stage folder, or a checkpoint; null: no latents"
@@ -182,9 +185,9 @@ class PrepareConfig:
     mpp: float | None = key(
         None, "microns per pixel of slides whose metadata give none; a manifest's mpp column wins over both"
     )
-    min_tissue: float = key(0.5, "share of a 20x patch that must be tissue, 0 to 1")
+    min_tissue: float = key(0.5, "share of a finest patch that must be tissue (or else foreground), 0 to 1")
     min_tissue_coarsest: float = key(
-        0.1, "the same at 0.15625x; from 20x to there it falls by the same factor at each step"
+        0.1, "the same at the coarsest magnification of the domain; it falls by the same factor at each step"
     )
     unpooled: bool = key(True, "also store the embedding grids as they are, not only pooled to at most 8 x 8")
     orientations: int = key(1, "8: store every patch turned and mirrored in all ways too, where slides are few")
