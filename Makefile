@@ -28,7 +28,7 @@ lint: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-test: lint
+test: lint docs
 	$(BIN)/pytest -n 2
 
 test-slow: setup
