@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
+from benchmarks.generation.methods import METHODS
 from benchmarks.generation.results import Results
 from benchmarks.metrics import ImageFiles, RandomCrops, compare_sets
 from benchmarks.metrics import Measurement as Measured
@@ -30,7 +31,7 @@ from generation.commands import generate, generate_large
 from generation.pipelines.baselines import BicubicUpscaler
 from generation.pipelines.models import MODELS, load_pipeline
 from generation.pipelines.patch import ZoomLDMPipeline
-from generation.pipelines.superres import SuperResolutionPipeline
+from generation.pipelines.superres import Condition, SuperResolutionPipeline
 from generation.region import region_embeddings
 from mil.runs import environment
 from zoomfeat.conf.schema import BenchmarkConfig, GenerateConfig, GenerateLargeConfig
@@ -44,7 +45,6 @@ SHORT = {"FID": "fid", "crop FID": "crop_fid", "CLIP vit-b-32 FID": "clip_fid", 
          "LPIPS (alex)": "lpips", "cosine similarity (uni)": "similarity_uni"}  # fmt: skip
 """Metrics under which results are published; any other keeps the name that says over which network it is."""
 
-METHODS = ("bicubic", "uncond", "given", "inferred")
 _SCALE = 4
 _FEWEST = 3  # images of which a kernel distance can be taken
 _TISSUE = 0.9
@@ -211,7 +211,7 @@ def _restored(
                 made = upscale(
                     coarse,
                     _SCALE,
-                    method,  # type: ignore[arg-type]
+                    cast(Condition, method),  # `heads` were checked to be some of METHODS
                     torch.from_numpy(embeddings) if method == "given" else None,
                     num_inference_steps=steps,
                     generator=torch.Generator().manual_seed(number),

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from benchmarks.generation.methods import METHODS
 from benchmarks.generation.regions import DATA, as_pixels, load, whole_pictures
 from benchmarks.generation.results import FOLDER, Results, facts
 from benchmarks.metrics.registry import PairMetric, find_pair_metric
@@ -29,7 +30,6 @@ from zoomfeat.magnification import BRCA
 from zoomfeat.progress import progress_bar
 from zoomfeat.slides.resample import resize
 
-METHODS = ("bicubic", "uncond", "given", "inferred")
 ST_LPIPS = Path("weights") / "stlpips_alex_shift_tolerant.pth"
 """Below the folder of test data."""
 
@@ -74,7 +74,7 @@ def main() -> None:
                     made = pipe(
                         coarse,
                         options.scale,
-                        method,  # type: ignore[arg-type]
+                        method,
                         region.embeddings if method == "given" else None,
                         num_inference_steps=options.steps,
                         pulls=options.pulls,

@@ -39,9 +39,9 @@ def from_transformers(state: dict[str, Tensor], network: nn.Module) -> dict[str,
         found[re.sub(r"^layernorm\.", "norm.", name)] = tensor
     for name in state:  # timm holds query, key and value in one matrix
         if match := re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.query\.(weight|bias)", name):
-            parts = [state.get(name.replace(".query.", f".{part}.")) for part in ("query", "key", "value")]
-            if all(part is not None for part in parts):
-                found[f"blocks.{match[1]}.attn.qkv.{match[2]}"] = torch.cat(parts)  # type: ignore[arg-type]
+            names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+            if all(part in state for part in names):
+                found[f"blocks.{match[1]}.attn.qkv.{match[2]}"] = torch.cat([state[part] for part in names])
     return found
 
 
