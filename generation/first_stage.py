@@ -8,6 +8,7 @@ weight is left out: the discriminator's is a constant.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,25 @@ def train_first_stage(
     if not 64 <= config.crop <= PATCH_SIZE:
         raise ConfigurationError(f"crop={config.crop}; expected 64 to {PATCH_SIZE}", cure="The default is the patch")
     return _FirstStageTraining(config, data, vae, perceptual).fit(console)
+
+
+@torch.no_grad()
+def standardise_latents(vae: VQModel, latents: Tensor) -> None:
+    """Gives each channel of a first stage's latents mean 0, and all of them together deviation 1 once scaled.
+
+    The means are taken out of the encoder's last convolution and the codes and put back by the decoder's first one, so
+    that pictures come back as before. A denoiser needs this: it starts from noise around zero, and at high noise a
+    small error of the predicted noise is a large one of a mean that lies elsewhere.
+
+    Args:
+        vae: changed in place, its ``scaling_factor`` included.
+        latents: a sample of its latents as ``vae.encode`` gives them, ``(n, C, h, w)``.
+    """
+    mean = latents.mean((0, 2, 3))
+    vae.quant_conv.bias -= mean
+    vae.quantize.embedding.weight -= mean
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    vae.register_to_config(scaling_factor=1 / float((latents - mean[:, None, None]).std()))
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -194,9 +214,11 @@ class _FirstStageTraining(TrainingLoop[Tensor]):
         write_grid(rows, path)
 
     def export(self, folder: Path) -> None:
+        vae = self.vae
         if self.config.init is None:
-            self.vae.register_to_config(scaling_factor=1 / float(self._some_latents().std()))
-        self.vae.save_pretrained(folder)
+            vae = deepcopy(vae)  # training goes on from its own weights
+            standardise_latents(vae, self._some_latents())
+        vae.save_pretrained(folder)
 
     def _place_codes(self) -> None:
         """Starts the codes at latents of training images.

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from generation.batches import read_images
 from generation.compvis import load_first_stage, load_unet
-from generation.first_stage import train_first_stage
+from generation.first_stage import standardise_latents, train_first_stage
 from generation.initial import initial_first_stage, initial_model
 from generation.perceptual import EfficientNetDistance
 from zoomfeat.conf.compose import compose_config
@@ -122,6 +122,20 @@ def test_training_resumes_bit_for_bit_with_a_discriminator(training_folder, trai
     with torch.no_grad():
         latents = loaded.encode(read_images(training_set, range(len(training_set)))).latents
     assert 0.5 < float(latents.std()) * loaded.config.scaling_factor < 2
+    assert (latents.mean((0, 2, 3)).abs() < latents.std() / 2).all()
+
+
+@torch.no_grad()
+def test_standard_latents_have_mean_0_and_deviation_1_and_decode_as_before():
+    vae = small_vae()
+    vae.quant_conv.bias.copy_(torch.tensor([3.0, -2.0, 0.5]))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    before = vae(images).sample
+    standardise_latents(vae, vae.encode(images).latents)
+    latents = vae.encode(images).latents * vae.config.scaling_factor
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-4
+    assert abs(float(latents.std()) - 1) < 1e-4
+    torch.testing.assert_close(vae(images).sample, before, atol=1e-4, rtol=1e-4)
 
 
 def test_training_lowers_the_loss_and_takes_a_perceptual_one(training_folder, training_set, tmp_path):
