@@ -21,11 +21,12 @@ from mil.dataset import load_instances, probe
 from zoomfeat.bags import hdf5
 from zoomfeat.commands.extract import extract_all
 from zoomfeat.conf.schema import BenchmarkConfig, ExtractConfig
+from zoomfeat.configuration import bag_configuration, check_config, configuration_hash
 from zoomfeat.encoders import PatchEncoder, encoder_info, encoder_names, load_encoder
 from zoomfeat.errors import BagInvalidError, ConfigurationError, ZoomfeatError
-from zoomfeat.extraction import SlideReport, bag_configuration, check_config, configuration_hash
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import PATCH_SIZE
+from zoomfeat.report import SlideReport
 from zoomfeat.slides import slides
 
 

@@ -19,15 +19,17 @@ from generation.initial import initial_first_stage
 from generation.pyramid import make_plan, read_patches
 from generation.shards import SlideWriter, columns, write_card
 from zoomfeat.conf.schema import EncoderConfig, ExtractConfig, PrepareConfig
+from zoomfeat.configuration import check_config as check_extract_config
 from zoomfeat.domains import DEFAULT, Domain, load_domain
 from zoomfeat.encoders import PatchEncoder, encoder_names, load_encoder
 from zoomfeat.encoders.base import resolve_device
 from zoomfeat.encoders.zoomldm import ZoomLDMEncoder
+from zoomfeat.encoding import Advance
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.extraction import Advance, SlideReport, failure, package_versions
-from zoomfeat.extraction import check_config as check_extract_config
+from zoomfeat.extraction import package_versions
 from zoomfeat.magnification import PATCH_SIZE, Magnification
 from zoomfeat.models.weights import hash_weights
+from zoomfeat.report import SlideReport, failure
 from zoomfeat.slides import Slide, SlideEntry, find_foreground
 from zoomfeat.slides.tissue import METHOD as TISSUE_METHOD
 

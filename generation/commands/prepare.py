@@ -12,9 +12,9 @@ from generation.index import Index
 from generation.prepare import Tools, check_config, open_index, prepare_slide, report_of, save_index
 from zoomfeat.commands.extract import conclude, write_report
 from zoomfeat.conf.schema import PrepareConfig
-from zoomfeat.extraction import SlideReport
 from zoomfeat.files import make_folder
 from zoomfeat.progress import progress_bar
+from zoomfeat.report import SlideReport
 from zoomfeat.slides import SlideEntry, slides
 
 

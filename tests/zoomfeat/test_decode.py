@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from zoomfeat.bags import Bag
+from zoomfeat.configuration import check_config
 from zoomfeat.encoders import load_encoder
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.extraction import check_config, extract_slide
+from zoomfeat.extraction import extract_slide
 from zoomfeat.slides import SlideEntry
 from zoomfeat.slides.synthetic import make_slide
 

@@ -18,9 +18,11 @@ from PIL import Image
 
 from zoomfeat.bags import Bag, validate
 from zoomfeat.conf.schema import ExtractConfig
+from zoomfeat.configuration import check_config
 from zoomfeat.encoders import PatchEncoder, load_encoder
 from zoomfeat.errors import ConfigurationError, MagnificationError
-from zoomfeat.extraction import SlideReport, check_config, extract_slide
+from zoomfeat.extraction import extract_slide
+from zoomfeat.report import SlideReport
 from zoomfeat.slides import Slide, SlideEntry, slides
 
 

@@ -11,10 +11,12 @@ from zoomfeat.bags import Bag, validate
 from zoomfeat.cli import main
 from zoomfeat.commands.extract import chosen_encoders
 from zoomfeat.conf.compose import compose_config
+from zoomfeat.configuration import check_config
 from zoomfeat.encoders import PatchEncoder, load_encoder
 from zoomfeat.encoders.color import ColorStats
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.extraction import SlideReport, check_config, extract_bags, extract_slide
+from zoomfeat.extraction import extract_bags, extract_slide
+from zoomfeat.report import SlideReport
 from zoomfeat.slides import Slide, slides
 
 NAMES = ["color-stats", "zoomldm-tiny"]

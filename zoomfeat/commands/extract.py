@@ -13,12 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoomfeat.conf.schema import EncoderConfig, ExtractConfig
+from zoomfeat.configuration import check_config
 from zoomfeat.domains import load_domain
 from zoomfeat.encoders import PatchEncoder, encoder_options, load_encoder
-from zoomfeat.extraction import SlideReport, check_config, extract_bags, report_row
+from zoomfeat.extraction import extract_bags
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import Magnification, resolution
 from zoomfeat.progress import progress_bar
+from zoomfeat.report import SlideReport, report_row
 from zoomfeat.slides import SlideEntry, slides
 
 

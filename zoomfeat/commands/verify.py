@@ -12,8 +12,8 @@ from rich.table import Table
 
 from zoomfeat.bags import Bag, validate
 from zoomfeat.conf.schema import VerifyConfig
+from zoomfeat.configuration import configuration_hash
 from zoomfeat.errors import BagInvalidError, ConfigurationError, ZoomfeatError
-from zoomfeat.extraction import configuration_hash
 from zoomfeat.progress import progress_bar
 
 
