@@ -67,3 +67,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def guarded(text: str) -> str:
+    """Text from outside as a cell of a CSV that no spreadsheet runs as a formula.
+
+    A file may be called ``=HYPERLINK(...)``, and who opens a report in a spreadsheet would run it. Such text gets an
+    apostrophe in front, which spreadsheets take as "this is text" (OWASP, CSV injection); all other text stays.
+    """
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA_STARTS) else text
+
+
+def unguarded(text: str) -> str:
+    """The inverse of `guarded`, for any text."""
+    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA_STARTS) else text

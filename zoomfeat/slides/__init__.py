@@ -1,6 +1,6 @@
 """Slides: which there are, their pixels at any size, their tissue, and their aligned multi-scale patches."""
 
-from zoomfeat.slides.cohort import SlideEntry, find_slides, read_manifest, slides
+from zoomfeat.slides.cohort import SlideEntry, check_apart, find_slides, read_manifest, slides
 from zoomfeat.slides.foreground import find_foreground
 from zoomfeat.slides.grid import Grid, Region, RegionPart, Scale, make_grid, patch_size, read_region, regions
 from zoomfeat.slides.preview import draw_preview
@@ -15,6 +15,7 @@ __all__ = [
     "Slide",
     "SlideEntry",
     "TissueMask",
+    "check_apart",
     "draw_preview",
     "find_foreground",
     "find_slides",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,6 +38,13 @@ SLIDE_SUFFIXES = (
 """What a file must end in to be taken for a slide: the formats of OpenSlide 4, then plain images."""
 
 _LONG_SUFFIXES = (".ome.tif", ".ome.tiff")  # removed whole from a slide id
+_LONGEST_ID = 200  # bytes; a file system takes 255, and a bag in the making has a longer name than a whole one
+# What no file name may hold on Windows, where a colon even leads to another file, and control characters. Bags of
+# one system are read on others, and folders are shared between them.
+_FORBIDDEN = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # Windows' own
+# What pydicom raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
+_DAMAGED_DICOM = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, struct.error)
 _MANIFEST_CURE = "List the slides in a CSV manifest with the columns path and slide_id"
 
 
@@ -57,6 +66,8 @@ class SlideEntry:
 def slides(source: str | Path) -> list[SlideEntry]:
     """The slides of a folder, of a CSV manifest, or the one slide that a file is.
 
+    Every name is one that a bag can have on any system, so that no bag lies outside its folder.
+
     Raises:
         ConfigurationError: there is no such file or folder, or see `find_slides` and `read_manifest`.
     """
@@ -69,7 +80,26 @@ def slides(source: str | Path) -> list[SlideEntry]:
         )
     if source.suffix.lower() == ".csv":
         return read_manifest(source)
-    return [SlideEntry(slide_id_of(source), source)]
+    entry = SlideEntry(slide_id_of(source), source)
+    if problem := _id_problem(entry.slide_id) or _path_problem(source):
+        raise ConfigurationError(f"{problem}", cure=_MANIFEST_CURE, path=source)
+    return [entry]
+
+
+def check_apart(entries: Iterable[SlideEntry], out: str | Path) -> None:
+    """Refuses an output folder in which raw slides lie: nothing is ever written beside them.
+
+    Raises:
+        ConfigurationError: it is the folder of a slide.
+    """
+    place = os.path.realpath(out)
+    for folder in {entry.path.parent for entry in entries}:
+        if os.path.realpath(folder) == place:
+            raise ConfigurationError(
+                "slides lie in this folder, which is to hold the results",
+                cure="Keep raw slides apart from results: choose another out=",
+                path=out,
+            )
 
 
 def slide_id_of(path: Path) -> str:
@@ -103,13 +133,20 @@ def find_slides(folder: str | Path) -> list[SlideEntry]:
     entries.sort(key=lambda entry: entry.path)
     seen: dict[str, Path] = {}
     for entry in entries:
-        if entry.slide_id in seen:
+        if problem := _id_problem(entry.slide_id) or _path_problem(entry.path):
             raise ConfigurationError(
-                f"two slides are called {entry.slide_id!r}: {seen[entry.slide_id]} and {entry.path}",
+                f"{ascii(str(entry.path.relative_to(folder)))}: {problem}",
+                cure="Rename it, or list the slides in a CSV manifest with the columns path and slide_id",
+                path=folder,
+            )
+        name = entry.slide_id.casefold()  # one file on many a file system
+        if name in seen:
+            raise ConfigurationError(
+                f"two slides are called {entry.slide_id!r}: {seen[name]} and {entry.path}",
                 cure=_MANIFEST_CURE,
                 path=folder,
             )
-        seen[entry.slide_id] = entry.path
+        seen[name] = entry.path
     return entries
 
 
@@ -130,7 +167,10 @@ def read_manifest(csv_path: str | Path) -> list[SlideEntry]:
         raise ConfigurationError(
             f"not a readable CSV table ({error})", cure="Save it as comma-separated UTF-8", path=csv_path
         ) from error
-    table.columns = table.columns.str.strip().str.lower()
+    table.columns = table.columns.astype(str).str.strip().str.lower()
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise ConfigurationError(f"two columns are called {twice!r}", cure="Give each its own name", path=csv_path)
     mpp_columns = [name for name in ("mpp", "mpp_x", "mpp_y") if name in table]
     if "path" not in table:
         raise ConfigurationError(
@@ -152,16 +192,22 @@ def read_manifest(csv_path: str | Path) -> list[SlideEntry]:
         where = f"row {number}"
         if not row["path"]:
             raise ConfigurationError(f"{where} has no path", cure="Fill it in or remove the row", path=csv_path)
-        path = csv_path.parent / Path(row["path"]).expanduser()
+        path = csv_path.parent / _home(row["path"])
         slide_id = row.get("slide_id") or slide_id_of(path)
-        _check_slide_id(slide_id, where, csv_path)
-        if slide_id in seen:
+        if problem := _id_problem(slide_id) or _path_problem(path):
             raise ConfigurationError(
-                f"{where} and {seen[slide_id]} are both called {slide_id!r}",
+                f"{where}: {slide_id!r} cannot name a bag: {problem}",
+                cure="Give the row another slide_id, for example its number",
+                path=csv_path,
+            )
+        name = slide_id.casefold()  # one file on many a file system
+        if name in seen:
+            raise ConfigurationError(
+                f"{where} and {seen[name]} are both called {slide_id!r}",
                 cure="Give each its own slide_id",
                 path=csv_path,
             )
-        seen[slide_id] = where
+        seen[name] = where
         entries.append(SlideEntry(slide_id, path, _mpp_of_row([row[c] for c in mpp_columns], where, csv_path)))
     return entries
 
@@ -198,23 +244,44 @@ def _entries_of_folder(files: list[Path]) -> list[SlideEntry]:
 
 def _dicom_series(path: Path) -> str | None:
     """The series of a DICOM file; None for other files, and where it states none (opening it says what is wrong)."""
-    if path.suffix.lower() != ".dcm":
+    if path.suffix.lower() != ".dcm" or not path.is_file():  # a pipe would keep the run waiting
         return None
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
-    except (InvalidDicomError, OSError):
+        series = header.get("SeriesInstanceUID")
+    except (InvalidDicomError, *_DAMAGED_DICOM):
         return None
-    return header.get("SeriesInstanceUID")
+    return str(series) if series else None
 
 
-def _check_slide_id(slide_id: str, where: str, csv_path: Path) -> None:
-    """Bags are named after slides, so an id must be a plain file name."""
-    if slide_id.startswith(".") or "/" in slide_id or "\\" in slide_id:
-        raise ConfigurationError(
-            f"{where}: {slide_id!r} cannot name a bag",
-            cure="Use a slide_id without path separators and without a leading dot",
-            path=csv_path,
-        )
+def _id_problem(slide_id: str) -> str:
+    """Why no bag can be called so; nothing where one can. An id is a plain file name on every system."""
+    if not slide_id or slide_id.startswith("."):
+        return "a slide id is not empty and does not start with a dot"
+    if found := _FORBIDDEN.search(slide_id):
+        return f"a slide id holds no {found[0]!r}, nor any of / \\ < > : \" | ? * and control characters"
+    if _DEVICES.fullmatch(slide_id):
+        return "Windows keeps this name for a device"
+    if len(os.fsencode(slide_id)) > _LONGEST_ID:
+        return f"a slide id has at most {_LONGEST_ID} bytes, this one has {len(os.fsencode(slide_id))}"
+    return ""
+
+
+def _path_problem(path: Path) -> str:
+    """Why a path cannot stand in a report; nothing where it can."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "its path is not UTF-8"
+    return "its path holds a NUL character" if "\0" in str(path) else ""
+
+
+def _home(text: str) -> Path:
+    """The path, from the user's home folder where it begins with ``~`` and there is such a user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user: then it is a file's name
+        return Path(text)
 
 
 def _mpp_of_row(cells: Iterable[str], where: str, csv_path: Path) -> tuple[float, float] | None:

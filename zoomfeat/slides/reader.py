@@ -105,7 +105,7 @@ class Slide:
             raise ConfigurationError(f"no reader {reader!r}", cure=f"Use one of {', '.join(READERS)}")
         if decode not in DECODERS:
             raise ConfigurationError(f"decode={decode!r}", cure=f"Use one of {', '.join(DECODERS)}")
-        if not path.is_file():
+        if not _is_file(path):
             raise SlideUnreadableError("no such file", cure="Check the path", path=path)
         source, library, vendor = READERS[reader](path)
         try:
@@ -307,6 +307,13 @@ def _on_white(pixels: Image.Image) -> np.ndarray:
     if pixels.getchannel("A").getextrema() == (255, 255):
         return np.asarray(pixels.convert("RGB"))
     return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system takes, or a folder that may not be entered
+        return False
 
 
 def _open_source(path: Path) -> tuple[openslide.AbstractSlide, str, str]:
