@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import BRCA
@@ -28,52 +31,72 @@ def main() -> None:
     _save(probe(pd.read_csv(arguments.results / "probe.csv", keep_default_na=False)), out / "features-probe.png")
 
 
-def curves(runs: Path) -> plt.Figure:
+def curves(runs: Path) -> Figure:
     """Training loss of each of the three runs by magnification, and what validation says of two of them."""
-    figure, axes = plt.subplots(1, 5, figsize=(20, 3.8), layout="constrained")
+    figure, axes = _panels(2, 3)
     titles = {
-        "first-stage": "first stage: L1",
-        "ldm": "denoiser: error of the noise",
-        "cdm": "CDM: error of the tokens",
+        "first-stage": "first stage: L1 error",
+        "ldm": "denoiser: squared error of the noise",
+        "cdm": "conditioning model: error of the tokens",
     }
-    for axis, (name, title) in zip(axes[[0, 2, 4]], titles.items(), strict=True):
+    for axis, (name, title) in zip(axes[0], titles.items(), strict=True):
         table = pd.read_csv(runs / name / "metrics.csv")
-        for step in BRCA.steps:
+        for step, color in _COLORS.items():
             smooth = table[f"loss_{step}"].rolling(20, min_periods=1).mean()
-            axis.plot(table["step"], smooth, label=str(step), linewidth=1)
+            axis.plot(table["step"], smooth, label=step, linewidth=1, color=color)
         axis.set(title=title, xlabel="step", yscale="log")
-    axes[0].legend(fontsize=7, ncols=2)
     held_out = pd.read_csv(runs / "first-stage" / "validation.csv")
-    for name in map(str, BRCA.steps):
+    for name, color in _COLORS.items():
         part = held_out[held_out["magnification"] == name]
-        axes[1].plot(part["step"], part["psnr"], label=name, linewidth=1)
-    axes[1].set(title="first stage: PSNR on validation, dB", xlabel="step")
+        axes[1, 0].plot(part["step"], part["psnr"], linewidth=1, color=color)
+    axes[1, 0].set(title="first stage on validation: PSNR, dB", xlabel="step")
     held_out = pd.read_csv(runs / "ldm" / "validation.csv").groupby(["magnification", "step"], as_index=False).mean()
-    for number, name in enumerate(map(str, BRCA.steps)):
+    for name, color in _COLORS.items():
         part = held_out[held_out["magnification"] == name]
-        axes[3].plot(part["step"], part["loss"], color=f"C{number}", linewidth=1)
-        axes[3].plot(part["step"], part["null_loss"], color=f"C{number}", linewidth=1, linestyle=":")
-    axes[3].set(title="denoiser on validation; dotted: no condition", xlabel="step", yscale="log")
+        axes[1, 1].plot(part["step"], part["loss"], color=color, linewidth=1)
+        axes[1, 1].plot(part["step"], part["null_loss"], color=color, linewidth=1, linestyle=":")
+        axes[1, 2].plot(part["step"], 100 * (1 - part["loss"] / part["null_loss"]), color=color, linewidth=1)
+    axes[1, 1].set(title="denoiser on validation; dotted: no condition", xlabel="step", yscale="log")
+    axes[1, 2].set(title="what the condition takes off that error, %", xlabel="step")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
     return figure
 
 
-def probe(table: pd.DataFrame) -> plt.Figure:
+def probe(table: pd.DataFrame) -> Figure:
     """Balanced accuracy in cross-validation by timestep, a line a tap, a panel a data set and condition."""
     sets = [name for name in table.columns if name not in ("conditioning", "timestep", "tap", "mean")]
-    figure, axes = plt.subplots(1, 2 * len(sets), figsize=(5 * 2 * len(sets), 3.8), layout="constrained")
+    figure, axes = _panels(len(sets), 2)
     panels = [(data, conditioning) for data in sets for conditioning in ("null", "ssl")]
-    for axis, (data, conditioning) in zip(np.ravel(axes), panels, strict=True):
+    for axis, (data, conditioning) in zip(axes.flat, panels, strict=True):
         part = table[table["conditioning"] == conditioning]
-        for tap, rows in part.groupby("tap", sort=False):
-            axis.plot(rows["timestep"], rows[data], marker="o", markersize=3, label=tap)
+        taps = list(part.groupby("tap", sort=False))
+        for (tap, rows), color in zip(taps, _ramp(len(taps)), strict=True):
+            label = "all of them" if "+" in tap else tap
+            axis.plot(rows["timestep"], rows[data], marker="o", markersize=3, linewidth=1, label=label, color=color)
         axis.set(title=f"{data}; condition: {conditioning}", xlabel="timestep", ylabel="balanced accuracy")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _ramp(count: int) -> list[tuple[float, ...]]:
+    """Colours from dark to light, told apart by everybody: magnifications and taps have an order."""
+    return [tuple(color) for color in colormaps["viridis"](np.linspace(0, 0.88, count))]
+
+
+_COLORS = dict(zip(map(str, BRCA.steps), _ramp(len(BRCA.steps)), strict=True))
+
+
+def _panels(rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.3), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
+        figure.savefig(temporary, format="png")
 
 
 if __name__ == "__main__":
