@@ -71,7 +71,7 @@ def probe(table: pd.DataFrame) -> Figure:
         part = table[table["conditioning"] == conditioning]
         taps = list(part.groupby("tap", sort=False))
         for (tap, rows), color in zip(taps, _ramp(len(taps)), strict=True):
-            label = "all of them" if "+" in tap else tap
+            label = "all of them" if "+" in str(tap) else str(tap)
             axis.plot(rows["timestep"], rows[data], marker="o", markersize=3, linewidth=1, label=label, color=color)
         axis.set(title=f"{data}; condition: {conditioning}", xlabel="timestep", ylabel="balanced accuracy")
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
