@@ -4,10 +4,12 @@ from zoomfeat.slides.cohort import SlideEntry, check_apart, find_slides, read_ma
 from zoomfeat.slides.foreground import find_foreground
 from zoomfeat.slides.grid import Grid, Region, RegionPart, Scale, make_grid, patch_size, read_region, regions
 from zoomfeat.slides.preview import draw_preview
+from zoomfeat.slides.quality import QUALITY_FILTERS, check_filters, drop_faulty, filter_settings
 from zoomfeat.slides.reader import Slide
 from zoomfeat.slides.tissue import TissueMask, find_tissue, tissue_mask
 
 __all__ = [
+    "QUALITY_FILTERS",
     "Grid",
     "Region",
     "RegionPart",
@@ -16,7 +18,10 @@ __all__ = [
     "SlideEntry",
     "TissueMask",
     "check_apart",
+    "check_filters",
     "draw_preview",
+    "drop_faulty",
+    "filter_settings",
     "find_foreground",
     "find_slides",
     "find_tissue",

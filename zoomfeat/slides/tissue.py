@@ -19,6 +19,9 @@ from zoomfeat.slides.reader import Slide
 METHOD = "chroma-otsu"
 """Name of the method, for the record."""
 
+INK_MPP = 8.0
+"""um/px at which the colours of ink were told from those of stains."""
+
 _CHROMA_BOUNDS = (10, 20)  # scanned glass stays below 10; the palest H&E and IHC tissue reaches 20
 _BLUR_UM = 6.0  # about a nucleus: smooths sensor and JPEG noise
 _SMALLEST_TISSUE_UM2 = 100.0**2
@@ -83,7 +86,7 @@ class TissueMask:
         return (1 - v) * above + v * below
 
 
-def find_tissue(slide: Slide, mpp: float = 8.0) -> TissueMask:
+def find_tissue(slide: Slide, mpp: float = INK_MPP) -> TissueMask:
     """The tissue of a slide, found on a thumbnail.
 
     Args:
@@ -122,8 +125,15 @@ def tissue_mask(image: np.ndarray, mpp: float) -> np.ndarray:
     return tissue & ~ink
 
 
-def _ink(image: np.ndarray, mpp: float) -> np.ndarray:
-    """Pen marks and missing (black) tiles with their faded edges, bool (H, W), in a blurred RGB picture."""
+def ink_coloured(image: np.ndarray) -> np.ndarray:
+    """Pixels that have the colour of ink (green, blue, red, black) and of no stain.
+
+    Args:
+        image: uint8 RGB (H, W, 3) at about `INK_MPP`, where nuclei and pigment are too small to show.
+
+    Returns:
+        bool (H, W).
+    """
     red, green, blue = (image[..., channel].astype(np.int16) for channel in range(3))
     brightest, darkest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     chroma = brightest - darkest
@@ -133,7 +143,12 @@ def _ink(image: np.ndarray, mpp: float) -> np.ndarray:
     redness = red - np.maximum(green, blue)
     bright_red = (redness > 45) & (blue - green < 0.4 * redness) & (blue > green - 8)
     black = (brightest < 80) & (chroma < 40)
-    ink = _without_small(green_or_blue | bright_red | black, _SMALLEST_INK_UM2 / mpp**2)
+    return green_or_blue | bright_red | black
+
+
+def _ink(image: np.ndarray, mpp: float) -> np.ndarray:
+    """Pen marks and missing (black) tiles with their faded edges, bool (H, W), in a blurred RGB picture."""
+    ink = _without_small(ink_coloured(image), _SMALLEST_INK_UM2 / mpp**2)
     # A distance costs the same however far the halo reaches; a dilation does not.
     distance = cv2.distanceTransform((~ink).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
     return distance <= _INK_HALO_UM / mpp
