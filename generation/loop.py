@@ -195,10 +195,12 @@ def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-# Keys that change what a run costs, shows or where it lies, and not the weights that it arrives at.
+# Keys that change what a run costs, shows or where it lies, and not the weights that it arrives at. A teacher's
+# encoder stands in the settings by its hash.
 _FREE = {
     "data", "out", "steps", "accumulate", "gradient_checkpointing", "validate_every", "validation_items",
     "checkpoint_every", "keep", "log_every", "workers", "tracker", "device", "sample_every", "sample_steps", "guidance",
+    "encoder",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -40,6 +41,7 @@ COMMANDS = {
         "zoomfeat extract slides=slides/ out=bags/ encoder=zoomldm-brca magnifications=[20x,5x]",
     ),
     "inspect": Command("zoomfeat.commands.inspect", "zoomfeat inspect bags/slide.h5", positional="bag"),
+    "status": Command("zoomfeat.commands.status", "zoomfeat status bags/", positional="out"),
     "verify": Command("zoomfeat.commands.verify", "zoomfeat verify bags/", positional="bags"),
     "convert": Command(
         "zoomfeat.commands.convert", "zoomfeat convert source=bags/ to=clam out=clam/", positional="source"
@@ -67,6 +69,11 @@ COMMANDS = {
     "train-cdm": Command(
         "generation.commands.train_cdm",
         "zoomfeat train-cdm data=training/ model=zoomldm-brca/ out=cdm/",
+        extra="training",
+    ),
+    "distill": Command(
+        "generation.commands.distill",
+        "zoomfeat distill data=training/ out=small/ encoder=zoomldm-brca mode=encoder magnifications=[20x,5x]",
         extra="training",
     ),
     "generate": Command(
@@ -215,6 +222,20 @@ def _help(name: str) -> str:
             "keys of encoder=zoomldm-brca, zoomldm-naip and zoomldm-tiny:",
             *_keys(schema.ZoomLDMConfig, "encoder."),
             f"other defaults of zoomldm-tiny: {', '.join(_tiny_defaults())}",
+            "",
+            "keys of encoder=zoomldm-student:",
+            *_keys(schema.StudentConfig, "encoder."),
+        ]
+    if "engine" in schema.explanations(config):
+        lines += [
+            "",
+            f"engines: {', '.join(schema.ENGINES)} (all but local need: pip install 'zoomfeat[dask]')",
+            "",
+            "keys of engine=dask:",
+            *_keys(schema.DaskConfig, "engine."),
+            "",
+            f"keys of engine={', '.join(name for name, kind in schema.ENGINES.items() if kind == 'jobs')}:",
+            *_keys(schema.JobsConfig, "engine."),
         ]
     return "\n".join(lines)
 
@@ -239,6 +260,8 @@ def _shown(default: Any) -> str:
         return "required"
     if isinstance(default, list):
         return f"[{','.join(map(str, default))}]"
+    if dataclasses.is_dataclass(default):
+        return str(getattr(default, "name", ""))
     return "null" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
 
 

@@ -24,6 +24,8 @@ def _store() -> None:
         store.store(name=f"_{command}", node=config)
     for name, config in schema.ENCODER_CONFIGS.items():
         store.store(group="encoder", name=f"_{name}", node=config)
+    for name, config in schema.ENGINE_CONFIGS.items():
+        store.store(group="engine", name=f"_{name}", node=config)
 
 
 def compose_config(command: str, words: Sequence[str]) -> Any:
@@ -89,7 +91,8 @@ _VERBATIM = (
     "slides", "out", "domain", "bag", "source", "weights", "config", "encoder.weights", "data", "first_stage", "init",
     "ssl_weights", "init_unet", "model", "bags", "slide", "cdm", "image", "embeddings",
     "labels", "label", "slide_table", "split", "center_names", "slide_column", "patient_column", "fold_column",
-    "results", "task",
+    "results", "task", "encoder.distilled_encoder",
+    "engine.address", "engine.queue", "engine.account", "engine.walltime", "engine.memory", "engine.job_folder",
 )  # fmt: skip
 _LISTS = (
     "magnifications", "encoder.taps", "classes", "scales", "seeds", "runs", "through", "files", "tasks", "encoders",
@@ -126,6 +129,8 @@ def _one_line(command: str, words: Sequence[str], error: Exception) -> Configura
     help_hint = f"See `zoomfeat {command} --help`"
     if match := re.search(r"Could not find 'encoder/([^']*)'", text):
         return _unknown_encoder(match[1])
+    if match := re.search(r"Could not find 'engine/([^']*)'", text):
+        return ConfigurationError(f"no engine {match[1]!r}", cure=f"Use one of {', '.join(schema.ENGINES)}")
     if "You must specify 'encoder'" in text:
         return ConfigurationError(
             "encoder= is missing (the patch encoder)", cure=f"Use one of {', '.join(schema.ENCODERS)}"
@@ -149,10 +154,16 @@ def _unknown_encoder(name: str) -> ConfigurationError:
 
 def _unknown_key(command: str, words: Sequence[str], unknown: str) -> ConfigurationError:
     known = list(schema.explanations(schema.COMMAND_CONFIGS[command]))
-    chosen = next((word.partition("=")[2] for word in words if word.startswith("encoder=")), None)
-    if "encoder" in known and chosen in schema.ENCODERS:
-        options = schema.explanations(schema.ENCODER_CONFIGS[schema.ENCODERS[chosen]])
-        known += [f"encoder.{option}" for option in options if option != "name"]
+    groups = (
+        ("encoder", schema.ENCODERS, schema.ENCODER_CONFIGS),
+        ("engine", schema.ENGINES, schema.ENGINE_CONFIGS),
+    )
+    for group, choices, configs in groups:
+        chosen = next((word.partition("=")[2] for word in words if word.startswith(f"{group}=")), None)
+        if group in known and chosen in choices:
+            known += [
+                f"{group}.{option}" for option in schema.explanations(configs[choices[chosen]]) if option != "name"
+            ]
     near = difflib.get_close_matches(unknown, known, n=1) or [k for k in known if k.endswith(f".{unknown}")]
     hint = f"Did you mean {near[0]}? See `zoomfeat {command} --help`" if near else f"Keys are {', '.join(known)}"
     return ConfigurationError(f"no key {unknown!r} in {command}", cure=hint)

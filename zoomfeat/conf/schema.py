@@ -6,14 +6,16 @@ their explanations, and the encoders take their options as one of them. Nothing 
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from copy import copy
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 
 def key(default: Any, meaning: str) -> Any:
-    """A field with an explanation; lists and dictionaries are copied for each instance."""
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata={"help": meaning})
+    """A field with an explanation; lists, dictionaries and configurations are copied for each instance."""
+    if isinstance(default, list | dict) or is_dataclass(default):
+        return field(default_factory=partial(copy, default), metadata={"help": meaning})
     return field(default=default, metadata={"help": meaning})
 
 
@@ -53,6 +55,9 @@ class ZoomLDMConfig(EncoderConfig):
     ssl_encoder: str | None = key(
         None, "encoder of those embeddings, which must be the one that the model was trained with; null: its domain's"
     )
+    distilled_encoder: str | None = key(
+        None, "folder of `zoomfeat distill mode=encoder` that makes the latents in place of the first stage; faster"
+    )
 
 
 @dataclass
@@ -67,6 +72,46 @@ class ZoomLDMTinyConfig(ZoomLDMConfig):
     ssl_encoder: str | None = key(
         "efficientnet-lite0", "encoder of those embeddings: the one that the model was trained with"
     )
+
+
+@dataclass
+class StudentConfig(EncoderConfig):
+    """A network that `zoomfeat distill mode=student` taught the features of a ZoomLDM."""
+
+    weights: str | None = key(None, "its folder: `model` of a checkpoint; there are no others, so it must be given")
+    taps: list[str] = key([], "which of the taps that it was taught, in this order; none named: all")
+
+
+@dataclass
+class EngineConfig:
+    """Where the slides of a run are worked on."""
+
+    name: str = key(REQUIRED, "local: in this process, one after the other; dask, slurm, pbs, lsf, sge: by workers")
+
+
+@dataclass
+class DaskConfig(EngineConfig):
+    """Workers of Dask: of a scheduler that runs, or on this machine."""
+
+    address: str | None = key(None, "a running scheduler, for example tcp://10.0.0.1:8786; null: start one here")
+    workers: int = key(2, "worker processes that are started here, each with the model; not with an address")
+
+
+@dataclass
+class JobsConfig(EngineConfig):
+    """Workers of Dask as jobs of a cluster's queue, as many as there is work for."""
+
+    jobs: int = key(4, "most jobs at a time; each is one worker, which takes slide after slide")
+    queue: str | None = key(None, "queue, or partition, of the jobs; null: the cluster's usual one")
+    account: str | None = key(None, "account, or project, that pays; null: the user's usual one")
+    walltime: str = key("04:00:00", "time limit of a job, HH:MM:SS; a slide that it cuts off goes to another job")
+    cores: int = key(4, "processor cores of a job")
+    memory: str = key("16GB", "memory of a job")
+    gpus: int = key(0, "GPUs of a job")
+    directives: list[str] = key([], "further lines of the job's head, for example ['--constraint=a100']")
+    prologue: list[str] = key([], "shell commands before the worker starts, for example ['module load cuda']")
+    interface: str | None = key(None, "network interface by which jobs reach this machine, for example ib0")
+    job_folder: str | None = key(None, "where the output of jobs goes, seen by all machines; null: out/logs/jobs")
 
 
 @dataclass
@@ -107,6 +152,13 @@ class ExtractConfig:
     dtype: str = key("float32", "type of stored features: float32 or float16 (CLAM's head needs float32)")
     preview: bool = key(True, "write a PNG of tissue and kept patches for every slide to out/previews")
     overwrite: bool = key(False, "make bags again that exist already")
+    on_mismatch: str = key(
+        "refuse", "a bag that another configuration made: refuse (a failed slide), recompute, or keep as it is"
+    )
+    slide_timeout: float | None = key(
+        None, "seconds after which a slide counts as failed, its process ended; null: none (one process for all)"
+    )
+    engine: EngineConfig = key(EngineConfig("local"), "where slides are worked on: engine=local, dask, slurm, ...")
 
 
 @dataclass
@@ -114,6 +166,13 @@ class InspectConfig:
     """Prints bags as tables."""
 
     bag: str = key(REQUIRED, "a bag, or a folder of bags; also accepted without `bag=`")
+
+
+@dataclass
+class StatusConfig:
+    """Says how far a run is: done, failed, at work, left, and how long that takes."""
+
+    out: str = key(REQUIRED, "the out= folder of an extraction, running or not; also accepted without `out=`")
 
 
 @dataclass
@@ -277,6 +336,32 @@ class TrainCDMConfig(TrainConfig):
     init: str | None = key(None, "a conditioning model (folder, or the release's checkpoint) to continue from")
     magnifications: list[str] = key([], "train on these; none named: on all that the data hold")
     ema_decay: float = key(0.9999, "of the averaged weights, which checkpoints export")
+
+
+@dataclass
+class DistillConfig(TrainConfig):
+    """Teaches a small network the latents or the features of a ZoomLDM."""
+
+    encoder: EncoderConfig = key(
+        REQUIRED, "the teacher, for example encoder=zoomldm-brca; its keys follow as encoder.KEY and decide features"
+    )
+    mode: str = key("encoder", "encoder: the first stage's latents; student: straight to the tapped features")
+    size: str = key("full", "of the network: full (for the released models) or tiny; init= brings its own")
+    steps: int = key(20_000, "optimiser steps in all")
+    learning_rate: float = key(1e-3, "learning rate of AdamW, after the warm-up")
+    schedule: str = key("cosine", "the learning rate after it: constant, or cosine, falling to 0 at steps=")
+    max_grad_norm: float | None = key(1.0, "clip the gradient to this norm; null: do not clip")
+    sample_every: int = key(0, "without effect: neither latents nor features have a picture")
+    magnifications: list[str] = key([], "what it is taught at; none named: all that the data hold")
+    init: str | None = key(
+        None, "of mode=encoder: a distilled encoder to continue from; of mode=student: local weights of the backbone"
+    )
+    backbone: str | None = key(
+        None, "of mode=student: a network of timm by name, never fetched; null: that of the size"
+    )
+    feature_weight: float = key(
+        0.0, "of mode=encoder: weight of the error of the features, through the frozen denoiser, beside the latents'"
+    )
 
 
 @dataclass
@@ -524,6 +609,7 @@ class BenchmarkConfig:
 COMMAND_CONFIGS: dict[str, type] = {
     "extract": ExtractConfig,
     "inspect": InspectConfig,
+    "status": StatusConfig,
     "verify": VerifyConfig,
     "convert": ConvertConfig,
     "convert-checkpoint": ConvertCheckpointConfig,
@@ -533,6 +619,7 @@ COMMAND_CONFIGS: dict[str, type] = {
     "train-first-stage": TrainFirstStageConfig,
     "train-ldm": TrainLDMConfig,
     "train-cdm": TrainCDMConfig,
+    "distill": DistillConfig,
     "generate": GenerateConfig,
     "generate-large": GenerateLargeConfig,
     "superres": SuperresConfig,
@@ -546,11 +633,18 @@ COMMAND_CONFIGS: dict[str, type] = {
 }
 """The class of each command's keys; the YAML of the same name holds what Hydra composes."""
 
+ENGINE_CONFIGS: dict[str, type] = {"local": EngineConfig, "dask": DaskConfig, "jobs": JobsConfig}
+"""The classes of engine options, by the names that the YAML files of the engines use."""
+
+ENGINES = {"local": "local", "dask": "dask", "slurm": "jobs", "pbs": "jobs", "lsf": "jobs", "sge": "jobs"}
+"""Engine to the class of its options."""
+
 ENCODER_CONFIGS: dict[str, type] = {
     "plain": EncoderConfig,
     "weights": WeightsConfig,
     "zoomldm": ZoomLDMConfig,
     "tiny": ZoomLDMTinyConfig,
+    "student": StudentConfig,
 }
 """The classes of encoder options, by the names that the YAML files of the encoders use."""
 
@@ -569,6 +663,7 @@ ENCODERS = {
     "virchow2": "weights",
     "zoomldm-brca": "zoomldm",
     "zoomldm-naip": "zoomldm",
+    "zoomldm-student": "student",
     "zoomldm-tiny": "tiny",
 }
 """The registered encoders and their kind of options, without importing what runs them."""

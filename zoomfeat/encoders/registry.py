@@ -25,7 +25,7 @@ _BUILDERS: dict[str, Builder] = {}
 _INFOS: dict[str, EncoderInfo] = {}
 
 # Modules that register encoders; imported on first use, since they import torch and more.
-_FAMILIES = ("color", "foundation", "pretrained", "zoomldm")
+_FAMILIES = ("color", "foundation", "pretrained", "student", "zoomldm")
 
 
 def register(**facts: Any) -> Callable[[Builder], Builder]:

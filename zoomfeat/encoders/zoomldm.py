@@ -5,6 +5,8 @@ Publication: ZoomLDM (CVPR 2025), section 4.4. It fixes neither block nor timest
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from zoomfeat.models.architecture import (
     build_unet,
 )
 from zoomfeat.models.denoiser import activations, canonical_taps, tap_dims
+from zoomfeat.models.distilled import LatentEncoder, check_first_stage, load_distilled
 from zoomfeat.models.summarizer import Summarizer, embedding_grid
 from zoomfeat.models.weights import fetch
 from zoomfeat.models.zoomldm import ZoomLDM
@@ -79,6 +82,8 @@ class ZoomLDMEncoder(PatchEncoder):
         side = PATCH_SIZE // 2 ** (len(bundle.vae.config.block_out_channels) - 1)
         shape = (1, bundle.unet.config.in_channels, side, side)
         self._noises = [_noise(shape, options.seed, draw).to(self.device) for draw in range(options.draws)]
+        self.latent_shape = shape[1:]
+        self._encode: Callable[[Tensor], Tensor] = bundle.encode
         self.settings = {
             "taps": list(self.taps),
             "pool": options.pool,
@@ -100,6 +105,8 @@ class ZoomLDMEncoder(PatchEncoder):
                 "ssl_encoder": self.context_encoder.name,
                 "ssl_weights_hash": self.context_encoder.weights_hash,
             }
+        if options.distilled_encoder is not None:
+            self._distil(options.distilled_encoder)
 
     def transform(self, images: NDArray[np.uint8]) -> Tensor:
         """Channels first, in [-1, 1]."""
@@ -126,8 +133,26 @@ class ZoomLDMEncoder(PatchEncoder):
         maps = self._maps(self.transform(images).to(self.device), part)
         return {tap: m.float().cpu().numpy() for tap, m in maps.items()}
 
+    def through(self, encode: Callable[[Tensor], Tensor]) -> ZoomLDMEncoder:
+        """The same encoder over latents that something else makes of pixels ``(B, 3, 256, 256)`` in [-1, 1]."""
+        other = copy.copy(self)
+        other._encode = encode
+        return other
+
+    def _distil(self, folder: str) -> None:
+        encoder = load_distilled(LatentEncoder, folder)
+        check_first_stage(encoder, self.bundle.vae, self.latent_shape, folder)
+        record = encoder.record
+        note = f"latents by a distilled encoder: {record.describe_fidelity()}"
+        if record.weights_hash != self.weights_hash or record.settings != self.settings:
+            note += ", measured with another denoiser or other taps, timestep or condition than these"
+        self.name += "-distilled"
+        self.note = "; ".join(filter(None, (self.note, note)))
+        self.settings |= {"distilled_encoder": encoder.weights_hash()}
+        self._encode = encoder.requires_grad_(False).to(self.device)
+
     def _maps(self, inputs: Tensor, context: Tensor | None) -> dict[str, Tensor]:
-        latents = self.bundle.encode(inputs)
+        latents = self._encode(inputs)
         summarizer = self.bundle.summarizer
         if context is None:
             tokens = summarizer.null_context(len(latents))
