@@ -14,8 +14,11 @@ from zoomfeat.errors import BagInvalidError
 NOT_A_BAG_CURE = "`zoomfeat convert` reads the TRIDENT, CLAM, STAMP and torchmil layouts into bags"
 INCOMPLETE_CURE = "Delete the file and extract the slide again"
 
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """What h5py raises for bytes that make no sense: which of them depends on where the damage lies."""
+
+_SMALL = 2**26  # bytes
+_MOST_EXPANSION = 100  # features and coordinates compress a few times at best
 
 
 @contextmanager
@@ -89,6 +92,11 @@ def require_dataset(
         raise BagInvalidError(
             f"{name!r} has shape {dataset.shape}, expected ({expected})", cure=INCOMPLETE_CURE, path=path
         )
-    if dataset.chunks is None and dataset.id.get_storage_size() < dataset.nbytes:
+    stored = dataset.id.get_storage_size()
+    if dataset.chunks is not None and dataset.nbytes > max(_SMALL, _MOST_EXPANSION * stored):
+        raise BagInvalidError(
+            f"{name!r} would expand from {stored} bytes to {dataset.nbytes}", cure=INCOMPLETE_CURE, path=path
+        )
+    if dataset.chunks is None and stored < dataset.nbytes:
         raise BagInvalidError(f"{name!r} was never written to the end", cure=INCOMPLETE_CURE, path=path)
     return dataset

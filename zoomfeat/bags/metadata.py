@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ UNKNOWN = "unknown"
 
 _JSON = ("encoder_settings", "dropped", "configuration", "versions")
 _LENGTHS = ("level0_width", "level0_height")
+_LEADS_ELSEWHERE = re.compile(r"[/\\\x00-\x1f]")
 _BESIDE = ("georeference",)  # not a root attribute: it lies with the coordinates
 
 
@@ -65,9 +67,9 @@ class BagMetadata:
 
     def __post_init__(self) -> None:
         # The name becomes a file name when the bag is converted, so it must not lead elsewhere.
-        if PurePath(self.slide_id).name != self.slide_id or self.slide_id[:1] in ("", "."):
+        if _LEADS_ELSEWHERE.search(self.slide_id) or self.slide_id[:1] in ("", "."):
             raise BagInvalidError(f"slide_id {self.slide_id!r}, expected a plain file name")
-        if self.mpp_level0 is not None and not min(self.mpp_level0) > 0:
+        if self.mpp_level0 is not None and not all(0 < value < math.inf for value in self.mpp_level0):
             raise BagInvalidError(f"mpp_level0 {self.mpp_level0}, expected two positive um/px")
 
     @property

@@ -16,6 +16,8 @@ from zoomfeat.magnification import PATCH_SIZE
 FEATURE_TYPES = ("float32", "float16")
 """The types that features are stored in."""
 
+_LARGEST = 2**31  # px, or um/px
+
 ROUNDING = 2
 """Level-0 pixels by which a patch may stick out of its parent: corners and sizes are each rounded."""
 
@@ -52,7 +54,7 @@ class Scale:
         Raises:
             BagInvalidError: naming ``path`` and what is wrong.
         """
-        if not re.fullmatch(r"\d+(\.\d+)?x", self.magnification):
+        if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?x", self.magnification):
             raise BagInvalidError(
                 f"magnification {self.magnification!r}, expected a name such as 20x or 0.3125x", path=path
             )
@@ -67,10 +69,10 @@ class Scale:
                 cure="Report a slide without tissue as a failure, not as a bag",
                 path=path,
             )
-        if min(*self.patch_size_level0, self.patch_size, self.mpp) <= 0:
+        if not all(0 < size < _LARGEST for size in (*self.patch_size_level0, self.patch_size, self.mpp)):
             raise BagInvalidError(
                 f"{self.magnification} patches of {self.patch_size_level0} level-0 px, {self.patch_size} px "
-                f"at {self.mpp} um/px, expected positive sizes",
+                f"at {self.mpp} um/px, expected positive sizes below {_LARGEST}",
                 path=path,
             )
 

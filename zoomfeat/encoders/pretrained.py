@@ -22,7 +22,7 @@ from zoomfeat.encoders.info import EncoderInfo
 from zoomfeat.encoders.registry import encoder_info, register, registered_name
 from zoomfeat.errors import CheckpointMismatchError
 from zoomfeat.magnification import PATCH_SIZE, Magnification
-from zoomfeat.models.weights import align, fetch, hash_weights, read_checkpoint, read_state_dict
+from zoomfeat.models.weights import align, check_finite, fetch, hash_weights, read_checkpoint, read_state_dict
 
 StateDict = dict[str, Tensor]
 Convert = Callable[[StateDict, nn.Module], StateDict]
@@ -196,6 +196,7 @@ def load_network(
     if problem := _mismatch(network.state_dict(), state):
         source = f"Give {info.file} of https://huggingface.co/{info.hub}" if info.hub else "Give its own weights"
         raise CheckpointMismatchError(f"not {info.name}: {problem}", path=path, cure=source)
+    check_finite(state, path)
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if all(name in state for name, _ in network.named_buffers()):
         network.load_state_dict(state, assign=True)

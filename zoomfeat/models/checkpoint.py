@@ -18,7 +18,7 @@ from torch import Tensor
 from zoomfeat.errors import CheckpointMismatchError
 from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
 from zoomfeat.models.summarizer import Summarizer
-from zoomfeat.models.weights import read_state_dict
+from zoomfeat.models.weights import check_finite, read_state_dict
 
 # What the release keeps beside weights: the schedule's buffers, which the configuration determines.
 _BUFFERS = {
@@ -173,7 +173,7 @@ def _read_config(weights: Path, config: str | Path | None) -> dict[str, Any]:
             path=path,
             cure=f"Put the config.yaml of the release beside {weights.name}, or give config=path",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise CheckpointMismatchError("not YAML", path=path, cure="Give the config.yaml of the release") from error
 
 
@@ -211,6 +211,12 @@ def load_checkpoint(weights: str | Path, config: str | Path | None = None, *, em
     except (KeyError, TypeError) as error:
         raise CheckpointMismatchError(
             f"its configuration lacks {error}", path=weights, cure="Give the config.yaml of the same release"
+        ) from error
+    except (ValueError, RuntimeError, ArithmeticError, AttributeError, LookupError, MemoryError) as error:
+        raise CheckpointMismatchError(
+            f"its configuration describes no model that can be built ({' '.join(str(error).split())[:200]})",
+            path=weights,
+            cure="Give the config.yaml of the same release",
         ) from error
 
     names = release_keys(modules)
@@ -254,6 +260,7 @@ def load_checkpoint(weights: str | Path, config: str | Path | None = None, *, em
                 path=weights,
                 cure="Give the config.yaml of the same release",
             )
+        check_finite({keys[ours]: tensor for ours, tensor in source.items()}, weights)
         module.load_state_dict({ours: tensor.float() for ours, tensor in source.items()})
         module.eval()
     return modules

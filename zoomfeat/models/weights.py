@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,12 @@ from torch import Tensor, nn
 from zoomfeat.errors import CheckpointMismatchError
 
 M = TypeVar("M", bound=ModelMixin)
+
+# What PyTorch raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
+_DAMAGE = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, MemoryError,
+)  # fmt: skip
 
 
 def hash_weights(modules: Mapping[str, nn.Module]) -> str:
@@ -40,14 +47,16 @@ def read_checkpoint(path: str | Path, allow: Sequence[type] = (), *, mapped: boo
         mapped: leave tensors on disk until they are used.
 
     Raises:
-        CheckpointMismatchError: no such file, not a checkpoint, or a pickle that holds other objects.
+        CheckpointMismatchError: no such file, not a checkpoint, one that would expand beyond its own size, or a pickle
+            that holds other objects.
     """
+    _check_expansion(Path(path))
     try:
         with torch.serialization.safe_globals(list(allow)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise CheckpointMismatchError("no such file", path=path, cure="Give the path of the checkpoint") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, *_DAMAGE) as error:
         # torch's own message advises to load it all the same; only the name of the offending object is of use.
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named or isinstance(error, pickle.UnpicklingError):
@@ -62,6 +71,44 @@ def read_checkpoint(path: str | Path, allow: Sequence[type] = (), *, mapped: boo
             path=path,
             cure="Is the download complete? Compare its size with the source",
         ) from error
+
+
+def _check_expansion(path: Path) -> None:
+    """Refuses an archive whose parts are together larger than the file: PyTorch does not compress.
+
+    Raises:
+        CheckpointMismatchError: so it is.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, *_DAMAGE):  # not such an archive; reading it says what it is
+        return
+    if size > path.stat().st_size:
+        raise CheckpointMismatchError(
+            f"not a safe checkpoint: its archive of {path.stat().st_size} bytes would expand to {size}",
+            path=path,
+            cure="PyTorch does not compress; get the file from its original source",
+        )
+
+
+def check_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuses weights that are no numbers: every feature computed with them would be none.
+
+    Args:
+        state: the weights by name.
+        path: where they are from.
+
+    Raises:
+        CheckpointMismatchError: the first weight with NaN or infinity is named.
+    """
+    damaged = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if damaged:
+        raise CheckpointMismatchError(
+            f"{len(damaged)} of {len(state)} weights hold NaN or infinity, first {damaged[0]}",
+            path=path,
+            cure="Get the file again from its source, or take an earlier checkpoint of the training run",
+        )
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -98,6 +145,7 @@ def load_module(kind: type[M], folder: Path, cure: str) -> M:
             f"not a {kind.__name__} folder ({str(error).splitlines()[0]})", path=folder, cure=cure
         ) from error
     check_complete(module, folder)
+    check_finite(module.state_dict(), folder)
     align(module)
     return module.eval()
 

@@ -37,6 +37,12 @@ FINEST_PLAUSIBLE_MPP = 0.02
 LONGEST_THUMBNAIL = 8192
 """Longest side of a thumbnail in pixels."""
 
+LONGEST_SIDE, LARGEST_AREA, LARGEST_TILE = 2**21, 2**38, 2**27
+"""Most pixels along a side, of level 0, and of a tile of a slide: 0.5 m, 13 cm x 13 cm at 0.25 um/px, 11585 x 11585.
+
+A damaged or malicious header may claim any size, and some libraries take memory for it before they notice.
+"""
+
 _LONGEST_DECODE = 3072  # px a side decoded at once: a larger box is read in parts, so that memory stays bounded
 _LEVEL_TOLERANCE = 1.01  # a level of downsample 4.0003 serves a ratio of 4
 _ALIGNED = 1e-6  # edges this close to a whole pixel lie on it
@@ -109,10 +115,11 @@ class Slide:
             raise SlideUnreadableError("no such file", cure="Check the path", path=path)
         source, library, vendor = READERS[reader](path)
         try:
+            _check_sizes(source, path)
             metadata_mpp = _metadata_mpp(source)
             unknown = getattr(source, "unlocated", None) or ("the file does not say how many um a pixel is", _MPP_CURE)
             resolved, mpp_source = _resolve_mpp(path, mpp, metadata_mpp, default_mpp, unknown)
-        except MagnificationError:
+        except (MagnificationError, SlideUnreadableError):
             source.close()
             raise
         where = getattr(source, "georeference", None)
@@ -261,6 +268,8 @@ class Slide:
         size = (math.ceil(right - _ALIGNED), math.ceil(bottom - _ALIGNED))
         aligned = all(abs(edge - round(edge)) <= _ALIGNED for edge in (left, top, right, bottom))
         if self.tiles is not None and level in self.tiles.levels:
+            if aligned and self.tiles.read_means(level, corner, size, areas, shrink):
+                return
             as_it_is = (area for area in areas if aligned and area.shape == (size[1], size[0], 3))
             canvas = self.tiles.read(level, corner, size, shrink, out=next(as_it_is, None))
         else:
@@ -378,6 +387,28 @@ def _open_plain_image(path: Path) -> tuple[Image.Image, str]:
         ) from error
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files of known formats
         raise SlideUnreadableError(f"Pillow does not decode it ({error})", cure=_OPEN_CURE, path=path) from error
+
+
+def _check_sizes(source: openslide.AbstractSlide, path: Path) -> None:
+    """Refuses sizes that no slide has.
+
+    Raises:
+        SlideUnreadableError: so it is.
+    """
+    width, height = source.dimensions
+    tiles = [
+        tuple(int(source.properties.get(f"openslide.level[{level}].tile-{side}", "0")) for side in ("width", "height"))
+        for level in range(source.level_count)
+    ]
+    found = ""
+    if max(width, height) > LONGEST_SIDE or width * height > LARGEST_AREA:
+        found = f"{width}x{height} px"
+    elif across := next((tile for tile in tiles if tile[0] * tile[1] > LARGEST_TILE), None):
+        found = f"tiles of {across[0]}x{across[1]} px"
+    elif min(width, height) < 1:
+        found = f"{width}x{height} px"
+    if found:
+        raise SlideUnreadableError(f"its header claims {found}, which no slide has", cure=_OPEN_CURE, path=path)
 
 
 def _metadata_mpp(source: openslide.AbstractSlide) -> tuple[float, float] | None:

@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import simplejpeg
 import tifffile
 
 from zoomfeat.errors import SlideUnreadableError
+from zoomfeat.slides.resample import resize_into
 
 SHRINKS = (4, 2)
 """How many times smaller a JPEG can be decoded; libjpeg does it with a smaller inverse DCT."""
@@ -35,6 +37,11 @@ _START_OF_IMAGE = b"\xff\xd8"
 # The segment by which Adobe tells libjpeg the colour space; its last byte is 0 for RGB, 1 for YCbCr.
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 _TRANSFORMS = {tifffile.PHOTOMETRIC.RGB: b"\x00", tifffile.PHOTOMETRIC.YCBCR: b"\x01"}
+
+# What tifffile raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
+_OF_TIFFFILE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, struct.error
+)  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +101,7 @@ class JpegTiles:
         """
         try:
             tiles = cls(path, _levels(path, slide))
-        except (_UnusualError, OSError, ValueError, LookupError, struct.error) as reason:  # of tifffile
+        except (_UnusualError, *_OF_TIFFFILE) as reason:
             _log.debug("%s is left to OpenSlide: %s", path, reason)
             return None
         try:
@@ -133,27 +140,89 @@ class JpegTiles:
         Raises:
             SlideUnreadableError: a tile does not decode, or lies beyond the end of the file.
         """
+        width, height = size
+        canvas = self._memory("canvas", (height, width, _SAMPLES)) if out is None else out
+        if not self._covers(level, corner, size, shrink):
+            canvas[:] = 255
+        for rows, columns, pixels in self._pieces(level, corner, size, shrink):
+            canvas[rows, columns] = 255 if pixels is None else pixels
+        return canvas
+
+    def read_means(
+        self, level: int, corner: tuple[int, int], size: tuple[int, int], outs: Sequence[np.ndarray], shrink: int = 1
+    ) -> bool:
+        """A box of one level at several sizes, each tile averaged as soon as it is decoded; the box is never whole.
+
+        It is an exact area mean, as of `read` it would be, where a whole number of pixels goes into each of the
+        results and none of those lies in two tiles.
+
+        Args:
+            level: one of ``levels``.
+            corner: left and top in pixels, of the level shrunk so many times.
+            size: width and height in the same pixels.
+            outs: where to write, each uint8 (h, w, 3).
+            shrink: as in `read`.
+
+        Returns:
+            False where it is not so, and nothing was written.
+
+        Raises:
+            SlideUnreadableError: a tile does not decode, or lies beyond the end of the file.
+        """
+        factors = [(size[0] // out.shape[1], size[1] // out.shape[0]) for out in outs]
+        tile = [side // shrink for side in self.levels[level].tile]
+        whole = all(
+            side == factor * count and place % factor == 0 and step % factor == 0
+            for out, factors_of_out in zip(outs, factors, strict=True)
+            for side, factor, count, place, step in zip(
+                size, factors_of_out, (out.shape[1], out.shape[0]), corner, tile, strict=True
+            )
+        )
+        if not whole or not self._covers(level, corner, size, shrink):
+            return False
+        for rows, columns, pixels in self._pieces(level, corner, size, shrink):
+            for out, (across, down) in zip(outs, factors, strict=True):
+                part = out[rows.start // down : rows.stop // down, columns.start // across : columns.stop // across]
+                if pixels is None:
+                    part[:] = 255
+                else:
+                    resize_into(pixels, part)
+        return True
+
+    def _covers(self, level: int, corner: tuple[int, int], size: tuple[int, int], shrink: int) -> bool:
+        """Whether a box lies within the level."""
+        layout = self.levels[level]
+        sides = (layout.width // shrink, layout.height // shrink)
+        return all(
+            start >= 0 and start + length <= side for start, length, side in zip(corner, size, sides, strict=True)
+        )
+
+    def _pieces(
+        self, level: int, corner: tuple[int, int], size: tuple[int, int], shrink: int
+    ) -> Iterator[tuple[slice, slice, np.ndarray | None]]:
+        """What the tiles hold of a box: rows and columns of the box, and the pixels, None for a missing tile.
+
+        Pixels are good until the next piece.
+        """
         layout = self.levels[level]
         (left, top), (width, height) = corner, size
-        right = min(left + width, layout.width // shrink)
-        bottom = min(top + height, layout.height // shrink)
-        canvas = self._memory("canvas", (height, width, _SAMPLES)) if out is None else out
-        if left < 0 or top < 0 or right < left + width or bottom < top + height:
-            canvas[:] = 255
+        level_right, level_bottom = layout.width // shrink, layout.height // shrink
+        right, bottom = min(left + width, level_right), min(top + height, level_bottom)
         tile_width, tile_height = (side // shrink for side in layout.tile)
         for row in range(max(top, 0) // tile_height, -(-bottom // tile_height)):
             y = row * tile_height
             upper, lower = max(top, y), min(bottom, y + tile_height)
             for column in range(max(left, 0) // tile_width, -(-right // tile_width)):
                 x = column * tile_width
-                # Regions come row by row: a tile that goes on to the right or below is asked for again.
-                ends = min(x + tile_width, layout.width // shrink), min(y + tile_height, layout.height // shrink)
-                tile = self._tile(level, column, row, shrink, keep=ends[0] > right or ends[1] > bottom)
                 start, end = max(left, x), min(right, x + tile_width)
-                canvas[upper - top : lower - top, start - left : end - left] = (
-                    255 if tile is None else tile[upper - y : lower - y, start - x : end - x]
+                # Regions come row by row: a tile that goes on to the right or below is asked for again.
+                keep = min(x + tile_width, level_right) > right or min(y + tile_height, level_bottom) > bottom
+                tile = self._tile(level, column, row, shrink, keep=keep)
+                yield (
+                    slice(upper - top, lower - top),
+                    slice(start - left, end - left),
+                    None if tile is None else tile[upper - y : lower - y, start - x : end - x],
                 )
-        return canvas
 
     def close(self) -> None:
         """Let go of the file."""
@@ -273,7 +342,7 @@ def _levels(path: Path, slide: openslide.OpenSlide) -> dict[int, TiledLevel]:
 
     Raises:
         _UnusualError: level 0 is not among them.
-        OSError, ValueError, LookupError, struct.error: tifffile does not make sense of the file.
+        Exception: of `_OF_TIFFFILE`, where tifffile does not make sense of the file.
     """
     vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
     if vendor not in _VENDORS:
