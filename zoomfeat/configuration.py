@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zoomfeat.conf.schema import ENCODERS, ExtractConfig
+from zoomfeat.conf.schema import ENCODERS, EncoderConfig, ExtractConfig
 from zoomfeat.domains import DEFAULT, load_domain
-from zoomfeat.encoders import PatchEncoder
+from zoomfeat.encoders import PatchEncoder, encoder_options
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.slides.reader import DECODERS
+
+ON_MISMATCH = ("refuse", "recompute", "keep")
+"""What becomes of a bag that another configuration made."""
 
 
 def check_config(config: ExtractConfig) -> None:
@@ -34,6 +37,15 @@ def check_config(config: ExtractConfig) -> None:
         )
     if config.dtype not in ("float32", "float16"):
         raise ConfigurationError(f"dtype={config.dtype!r}; expected float32 or float16", cure="The default is float32")
+    if config.on_mismatch not in ON_MISMATCH:
+        raise ConfigurationError(
+            f"on_mismatch={config.on_mismatch!r}; expected one of {', '.join(ON_MISMATCH)}",
+            cure="The default is refuse",
+        )
+    if config.slide_timeout is not None and config.slide_timeout <= 0:
+        raise ConfigurationError(
+            f"slide_timeout={config.slide_timeout}; expected seconds, above 0", cure="The default is null: none"
+        )
     if config.encoder is None and not config.encoders:
         raise ConfigurationError(
             "encoder= is missing (the patch encoder), and so is encoders= (several)",
@@ -57,6 +69,17 @@ def check_config(config: ExtractConfig) -> None:
         raise ConfigurationError(
             f"out={config.out} lies inside the slide folder {config.slides}", cure="Keep raw slides apart from results"
         )
+
+
+def chosen_encoders(config: ExtractConfig) -> list[EncoderConfig]:
+    """The encoders that ``encoder=`` or ``encoders=`` names, each with its options.
+
+    Raises:
+        ConfigurationError: an unknown encoder or option.
+    """
+    if config.encoder is not None:
+        return [config.encoder]
+    return [encoder_options(name, **config.encoder_options.get(name, {})) for name in config.encoders]
 
 
 def bag_configuration(config: ExtractConfig, encoder: PatchEncoder) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoomfeat.bags import Bag, BagMetadata, ScaleFeatures
+from zoomfeat.claims import Claims, sweep
 from zoomfeat.conf.schema import ExtractConfig
 from zoomfeat.configuration import bag_configuration, bag_path, configuration_hash, differences
 from zoomfeat.domains import load_domain
@@ -22,20 +26,27 @@ from zoomfeat.encoding import Advance, encode_grid
 from zoomfeat.errors import BagInvalidError
 from zoomfeat.files import make_folder
 from zoomfeat.magnification import resolution
-from zoomfeat.report import SlideReport, failure
+from zoomfeat.report import SlideReport, failure, log_text
+from zoomfeat.slide_log import log, slide_log
 from zoomfeat.slides import Grid, Slide, SlideEntry, draw_preview, find_foreground, make_grid
+
+CLAIMS = ".claims"
+"""The folder in ``out`` that says who works on which slide."""
+LOGS = "logs"
+"""The folder in ``out`` that holds a log a slide."""
 
 
 class _Stages:
     """Which stage a slide is in, and how long each took."""
 
     def __init__(self) -> None:
-        self.name = "open"
+        self.name = "claim"
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self.name = name
+        log.info(name)
         start = time.perf_counter()
         try:
             yield
@@ -83,14 +94,49 @@ def extract_bags(
         the encoder took and what all waited for pixels.
     """
     reports = {encoder.name: _earlier(entry, config, encoder) for encoder in encoders}
-    missing = [encoder for encoder in encoders if reports[encoder.name] is None]
     stages = _Stages()
+    missing = [encoder for encoder in encoders if reports[encoder.name] is None]
     try:
-        made = _extract(entry, config, missing, advance, stages) if missing else []
+        made = _extract_missing(entry, config, missing, advance, stages) if missing else []
     except Exception as error:  # one slide never ends a run
         made = [failure(entry, error, stages.name, stages.seconds, encoder.name) for encoder in missing]
     reports |= {report.encoder: report for report in made}
     return [report for report in reports.values() if report is not None]
+
+
+def claims(config: ExtractConfig) -> Claims:
+    """Who works on which slide of an output folder."""
+    return Claims(Path(config.out) / CLAIMS)
+
+
+def _extract_missing(
+    entry: SlideEntry, config: ExtractConfig, encoders: Sequence[PatchEncoder], advance: Advance, stages: _Stages
+) -> list[SlideReport]:
+    """What :func:`extract_bags` does once it is clear that bags are missing: no two processes do it at a time."""
+    with claims(config).hold(entry.slide_id) as mine:
+        if not mine:
+            holder = claims(config).holder(entry.slide_id) or "another process"
+            problem = f"being extracted by {holder}"
+            return [
+                SlideReport(entry.slide_id, entry.path, "claimed", error=problem, encoder=encoder.name)
+                for encoder in encoders
+            ]
+        # Another run may have made them between the look at the bags and the claim.
+        reports = {encoder.name: _earlier(entry, config, encoder) for encoder in encoders}
+        missing = [encoder for encoder in encoders if reports[encoder.name] is None]
+        if missing:
+            for encoder in missing:
+                path = bag_path(config, encoder.name, entry.slide_id)
+                sweep(path.parent, f".{glob.escape(path.name)}.*.tmp")
+            with slide_log(Path(config.out) / LOGS, entry.slide_id):
+                try:
+                    made = _extract(entry, config, missing, advance, stages)
+                except Exception as error:  # one slide never ends a run
+                    made = [failure(entry, error, stages.name, stages.seconds, encoder.name) for encoder in missing]
+                for report in made:
+                    log.log(logging.ERROR if report.status == "failed" else logging.INFO, log_text(report))
+            reports |= {report.encoder: report for report in made}
+        return [report for report in reports.values() if report is not None]
 
 
 def _extract(
@@ -142,36 +188,39 @@ def _extract(
 
 
 def _earlier(entry: SlideEntry, config: ExtractConfig, encoder: PatchEncoder) -> SlideReport | None:
-    """The report of an earlier run's bag, of one that another configuration made as a failure; None without one."""
+    """The report of an earlier run's bag; None without one, or where it is to be made again."""
     path = bag_path(config, encoder.name, entry.slide_id)
     if config.overwrite or not path.exists():
         return None
     try:
-        return _existing(entry, path, bag_configuration(config, encoder), encoder.name)
+        bag = Bag.open(path)
+        configuration = bag_configuration(config, encoder)
+        report = SlideReport(
+            entry.slide_id,
+            entry.path,
+            "exists",
+            patches={scale.magnification: len(scale) for scale in bag.scales},
+            dropped=bag.metadata.dropped,
+            mpp=bag.metadata.mpp_level0,
+            mpp_source=bag.metadata.mpp_source,
+            encoder=encoder.name,
+        )
+        if bag.metadata.config_hash == configuration_hash(configuration):
+            return report
+        if config.on_mismatch == "recompute":
+            return None
+        found = differences(bag.metadata.configuration, configuration)
+        problem = f"made with another configuration ({', '.join(found[:4]) or 'unknown'})"
+        if config.on_mismatch == "keep":
+            return replace(report, status="kept", error=problem)
+        raise BagInvalidError(
+            problem,
+            path=path,
+            cure="Choose another out=, or on_mismatch=recompute to replace it (keep: to leave it), "
+            "or overwrite=true to make all again",
+        )
     except Exception as error:  # one slide never ends a run
         return failure(entry, error, "resume", encoder=encoder.name)
-
-
-def _existing(entry: SlideEntry, path: Path, configuration: dict[str, Any], encoder: str) -> SlideReport:
-    """The report of a bag that an earlier run made, if it is the one that this run would make."""
-    bag = Bag.open(path)
-    if bag.metadata.config_hash != configuration_hash(configuration):
-        found = differences(bag.metadata.configuration, configuration)
-        raise BagInvalidError(
-            f"made with another configuration ({', '.join(found[:4]) or 'unknown'})",
-            path=path,
-            cure="Choose another out=, or overwrite=true to replace it",
-        )
-    return SlideReport(
-        entry.slide_id,
-        entry.path,
-        "exists",
-        patches={scale.magnification: len(scale) for scale in bag.scales},
-        dropped=bag.metadata.dropped,
-        mpp=bag.metadata.mpp_level0,
-        mpp_source=bag.metadata.mpp_source,
-        encoder=encoder,
-    )
 
 
 def _make_bag(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomfeat.errors import ZoomfeatError
+from zoomfeat.files import guarded
 from zoomfeat.slides import SlideEntry
 
 
@@ -19,7 +20,8 @@ class SlideReport:
     Attributes:
         slide_id: the slide.
         path: its file.
-        status: ``done``, ``exists`` (an earlier run made the same bag) or ``failed``.
+        status: ``done``, ``exists`` (an earlier run made the same bag), ``kept`` (another one, see ``on_mismatch``),
+            ``claimed`` (another process is at it) or ``failed``.
         patches: magnification name to patches kept.
         dropped: reason to finest patches left out.
         mpp: um/px of level 0 along x and y.
@@ -65,14 +67,14 @@ def failure(
     return replace(
         report,
         error=f"{type(error).__name__}: {error}".replace("\n", " "),
-        cure="Unexpected: see the traceback in failures/, and report it",
+        cure="Unexpected: see the traceback in logs/, and report it",
         details="".join(traceback.format_exception(error)),
     )
 
 
 def report_row(report: SlideReport, magnifications: Sequence[str]) -> dict[str, Any]:
     """A report as a flat row of a table; the magnifications fix its columns."""
-    row = asdict(report)
+    row = asdict(report) | {"path": str(report.path)}
     patches, dropped, seconds, mpp = (row.pop(name) for name in ("patches", "dropped", "seconds", "mpp"))
     row.pop("details")
     if not row["encoder"]:
@@ -81,4 +83,13 @@ def report_row(report: SlideReport, magnifications: Sequence[str]) -> dict[str, 
     row |= {f"patches_{name}": patches.get(name, "") for name in magnifications}
     row["dropped"] = "; ".join(f"{reason} {count}" for reason, count in dropped.items())
     row["seconds"] = round(sum(seconds.values()), 2)
-    return row
+    row |= {name: guarded(value) for name, value in row.items() if isinstance(value, str)}
+    return row | {f"seconds_{stage}": value for stage, value in seconds.items()}
+
+
+def log_text(report: SlideReport) -> str:
+    """A report as a line of a log, the traceback below where there is one."""
+    about = [report.encoder, report.status, *(f"{name} {count}" for name, count in report.patches.items())]
+    about += [f"at {report.stage}: {report.error}. {report.cure}"] if report.status == "failed" else []
+    about += [f"{stage} {seconds} s" for stage, seconds in report.seconds.items()]
+    return "; ".join(filter(None, about)) + (f"\n{report.details}" if report.details else "")

@@ -9,9 +9,8 @@ import pytest
 
 from zoomfeat.bags import Bag, validate
 from zoomfeat.cli import main
-from zoomfeat.commands.extract import chosen_encoders
 from zoomfeat.conf.compose import compose_config
-from zoomfeat.configuration import check_config
+from zoomfeat.configuration import check_config, chosen_encoders
 from zoomfeat.encoders import PatchEncoder, load_encoder
 from zoomfeat.encoders.color import ColorStats
 from zoomfeat.errors import ConfigurationError

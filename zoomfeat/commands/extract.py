@@ -2,83 +2,95 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-import pandas as pd
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from zoomfeat.conf.schema import EncoderConfig, ExtractConfig
+from zoomfeat.conf.schema import ExtractConfig
 from zoomfeat.configuration import check_config
 from zoomfeat.domains import load_domain
-from zoomfeat.encoders import PatchEncoder, encoder_options, load_encoder
-from zoomfeat.extraction import extract_bags
+from zoomfeat.encoders import PatchEncoder
+from zoomfeat.encoding import Advance
+from zoomfeat.engines import open_engine
+from zoomfeat.engines.slide_task import ExtractSlide, load_encoders
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import Magnification, resolution
 from zoomfeat.progress import progress_bar
-from zoomfeat.report import SlideReport, report_row
-from zoomfeat.slides import SlideEntry, slides
+from zoomfeat.report import SlideReport, failure, report_row
+from zoomfeat.run_folder import RunFolder, write_rows
+from zoomfeat.slides import SlideEntry, check_apart, slides
+
+_LOOK_AGAIN = 3.0  # seconds between two looks at slides that other runs work on
 
 
 def run(config: ExtractConfig) -> int:
     """Extracts every slide; 1 when any failed."""
     console = Console()
     check_config(config)
-    choices = chosen_encoders(config)
     entries = slides(config.slides)
-    out = make_folder(Path(config.out))
-    encoders = []
-    for choice in choices:
-        options = {key: value for key, value in asdict(choice).items() if key != "name"}
-        with console.status(f"loading {choice.name}"):
-            encoders.append(load_encoder(choice.name, _steps(config)[0], config.device, **options))
-    _write_config(config, out)
+    check_apart(entries, config.out)
+    make_folder(Path(config.out))
+    with console.status("") as status:
+        encoders = load_encoders(config, lambda name: status.update(f"loading {name}"))
     reports = extract_all(entries, config, encoders, console)
     console.print(summary_table(reports, config, encoders))
     for encoder in encoders:
         if encoder.note:
             about = f"{encoder.name}: " if config.encoders else ""
             console.print(f"NOTE {escape(about + encoder.note)}", style="bold yellow", highlight=False)
-    return conclude(reports, out, console)
-
-
-def chosen_encoders(config: ExtractConfig) -> list[EncoderConfig]:
-    """The encoders that ``encoder=`` or ``encoders=`` names, each with its options.
-
-    Raises:
-        ConfigurationError: an unknown encoder or option.
-    """
-    if config.encoder is not None:
-        return [config.encoder]
-    return [encoder_options(name, **config.encoder_options.get(name, {})) for name in config.encoders]
+    return conclude(reports, Path(config.out), console)
 
 
 def extract_all(
-    entries: list[SlideEntry], config: ExtractConfig, encoders: Sequence[PatchEncoder], console: Console
+    entries: Sequence[SlideEntry], config: ExtractConfig, encoders: Sequence[PatchEncoder], console: Console
 ) -> list[SlideReport]:
-    """Extracts slides one after the other, with progress; the report file grows with every slide."""
-    reports: list[SlideReport] = []
-    with progress_bar(console) as progress:
-        cohort = progress.add_task("slides", total=len(entries), unit="slides")
-        patches = progress.add_task("", total=None, unit="patches")
-        for entry in entries:
-            progress.reset(patches, description=escape(entry.slide_id), total=None)
-            made = extract_bags(
-                entry, config, encoders, lambda done, total: progress.update(patches, completed=done, total=total)
-            )
-            reports += made
-            for report in made:
-                if report.status == "failed":
-                    what = f"{_subject(report, several=bool(config.encoders))} ({report.stage})"
-                    progress.console.print(f"[red]failed[/] {escape(what)}", highlight=False)
-            write_report(reports, [str(m) for m in _steps(config)], Path(config.out))
-            progress.advance(cohort)
-        progress.remove_task(patches)
-    return reports
+    """Extracts slides on the engine of the configuration, with progress; the report file grows meanwhile.
+
+    Slides that other runs work on come last: they are waited for, and done here if their run ends without them.
+    """
+    folder = RunFolder(config, encoders, entries)
+    try:
+        with progress_bar(console) as progress, open_engine(config.engine, folder.out) as engine:
+            cohort = progress.add_task("slides", total=len(entries), unit="slides")
+            patches = progress.add_task("", total=None, unit="patches")
+
+            def watch(entry: SlideEntry) -> Advance:
+                progress.reset(patches, description=escape(entry.slide_id), total=None)
+                return lambda done, total: progress.update(patches, completed=done, total=total)
+
+            task = ExtractSlide(config, encoders, watch)
+            left, said = list(entries), False
+            while left:
+                claimed = []
+                for entry, result in engine.map(task, left):
+                    made = result
+                    if isinstance(made, Exception):
+                        made = [failure(entry, made, "engine", encoder=encoder.name) for encoder in encoders]
+                    folder.add(made)
+                    for report in made:
+                        if report.status == "failed":
+                            what = f"{_subject(report, several=bool(config.encoders))} ({report.stage})"
+                            progress.console.print(f"[red]failed[/] {escape(what)}", highlight=False)
+                    if any(report.status == "claimed" for report in made):
+                        claimed.append(entry)
+                    else:
+                        progress.advance(cohort)
+                left = claimed
+                if left:
+                    if not said:
+                        holders = ", ".join(sorted({r.error for r in folder.reports if r.status == "claimed"}))
+                        progress.console.print(f"waiting for slides of another run: {escape(holders)}", highlight=False)
+                        said = True
+                    time.sleep(_LOOK_AGAIN)
+            progress.remove_task(patches)
+    finally:
+        folder.write()  # of a run that is interrupted, too
+    folder.finish()
+    return folder.reports
 
 
 def _subject(report: SlideReport, several: bool) -> str:
@@ -89,18 +101,12 @@ def _steps(config: ExtractConfig) -> tuple[Magnification, ...]:
     return load_domain(config.domain).steps(config.magnifications)
 
 
-def _write_config(config: ExtractConfig, out: Path) -> None:
-    with replacing(out / "config.yaml") as path:
-        path.write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
-
-
 def write_report(reports: list[SlideReport], magnifications: Sequence[str], out: Path) -> None:
     """Writes ``report.csv``, and the tracebacks of the last slide where it has any."""
-    with replacing(out / "report.csv") as path:
-        pd.DataFrame([report_row(report, magnifications) for report in reports]).to_csv(path, index=False)
+    write_rows([report_row(report, magnifications) for report in reports], out)
     last = reports[-1].slide_id
     if details := dict.fromkeys(report.details for report in reports if report.slide_id == last and report.details):
-        with replacing(make_folder(out / "failures") / f"{last}.txt") as path:
+        with replacing(make_folder(out / "logs") / f"{last}.log") as path:
             path.write_text("\n".join(details), encoding="utf-8")
 
 
@@ -138,11 +144,13 @@ def conclude(reports: list[SlideReport], out: Path, console: Console) -> int:
         console.print(table)
     done = sum(report.status == "done" for report in reports)
     exists = sum(report.status == "exists" for report in reports)
+    kept = sum(report.status == "kept" for report in reports)
     subjects = f"{count} slide" if count == 1 else f"{count} slides"
     if several:
         subjects = f"{len(reports)} bags of {subjects}"
     console.print(
-        f"{subjects}: {done} done, {exists} existed, {len(failed)} failed. Report: {out / 'report.csv'}",
+        f"{subjects}: {done} done, {exists} existed, {f'{kept} kept, ' if kept else ''}{len(failed)} failed. "
+        f"Report: {out / 'report.csv'}",
         soft_wrap=True,
         highlight=False,
     )
