@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from generation.data import TrainingSet
@@ -18,6 +17,7 @@ from generation.pipelines.superres import SuperResolutionPipeline
 from generation.region import region_embeddings, region_image
 from generation.tiff import read_arguments
 from tests.geotiffs import DOMAIN, make_geotiff, picture
+from tests.releases import write_release
 from zoomfeat.bags import Bag, validate
 from zoomfeat.cli import main
 from zoomfeat.domains import load_domain
@@ -25,54 +25,16 @@ from zoomfeat.encoders import load_encoder
 from zoomfeat.encoders.zoomldm import TINY
 from zoomfeat.errors import MagnificationError, ZoomfeatError
 from zoomfeat.magnification import NAIP
-from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
-from zoomfeat.models.checkpoint import ema_key, release_keys
-from zoomfeat.models.summarizer import Summarizer
 from zoomfeat.slides import Slide
 
 WIDTH = 6  # of `color-stats`, which stands in for DINOv2: its weights cannot be had here
 SHORT = {"num_inference_steps": 2, "pulls": 1, "seam_start": 50}
-CONFIG = {
-    "model": {
-        "params": {
-            "linear_start": 0.0015, "linear_end": 0.0195, "timesteps": 1000, "image_size": 8,
-            "unet_config": {"params": {"model_channels": 32, "channel_mult": [1, 1], "context_dim": 16}},
-            "first_stage_config": {"params": {
-                "n_embed": 16, "ddconfig": {"ch": 32, "ch_mult": [1, 1, 1, 1, 1, 1], "resolution": 256},
-            }},
-            "cond_stage_config": {"params": {
-                "num_layers": 1, "input_channels": WIDTH, "hidden_channels": 16, "vit_mlp_dim": 16, "p_uncond": 0.1,
-            }},
-        }
-    }
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """``weights.ckpt`` and ``config.yaml`` as the release has them, four magnifications, weights at random."""
-    torch.manual_seed(0)
-    modules = {
-        "vae": build_first_stage((32,) * 6, 16, sample_size=256),
-        "unet": build_unet((32, 32), 16, sample_size=8),
-        "summarizer": Summarizer(WIDTH, 16, 16, num_layers=1, mlp_dim=16, num_magnifications=4),
-    }
-    state = {}
-    for part, names in release_keys(modules).items():
-        weights = modules[part].state_dict()
-        for ours, theirs in names.items():
-            tensor = weights[ours]
-            if part == "vae" and tensor.ndim == 2 and ".attn_1." in theirs:
-                tensor = tensor[:, :, None, None]
-            state[theirs] = tensor
-            if part == "unet":
-                state[ema_key(theirs)] = tensor
-    state["model_ema.decay"], state["model_ema.num_updates"] = torch.tensor(0.9999), torch.tensor(3)
-    state["betas"] = build_scheduler().betas
-    folder = tmp_path_factory.mktemp("naip")
-    torch.save(state, folder / "weights.ckpt")
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    return folder / "weights.ckpt"
+    return write_release(tmp_path_factory.mktemp("naip"), WIDTH, magnifications=4)
 
 
 @pytest.fixture(scope="module")
