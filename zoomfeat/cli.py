@@ -50,6 +50,7 @@ COMMANDS = {
         "zoomfeat.commands.convert_checkpoint", "zoomfeat convert-checkpoint weights=weights.ckpt out=zoomldm-brca/"
     ),
     "encoders": Command("zoomfeat.commands.encoders", "zoomfeat encoders"),
+    "fetch": Command("zoomfeat.commands.fetch", "zoomfeat fetch uni", positional="model"),
     "demo": Command("benchmarks.commands.demo", "zoomfeat demo"),
     "prepare": Command(
         "generation.commands.prepare",

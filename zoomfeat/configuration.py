@@ -11,6 +11,7 @@ from zoomfeat.conf.schema import ENCODERS, EncoderConfig, ExtractConfig
 from zoomfeat.domains import DEFAULT, load_domain
 from zoomfeat.encoders import PatchEncoder, encoder_options
 from zoomfeat.errors import ConfigurationError
+from zoomfeat.slides import check_filters, filter_settings
 from zoomfeat.slides.reader import DECODERS
 
 ON_MISMATCH = ("refuse", "recompute", "keep")
@@ -21,7 +22,7 @@ def check_config(config: ExtractConfig) -> None:
     """Refuses what cannot run before any slide is opened.
 
     Raises:
-        ConfigurationError: no encoder or one twice, a number out of its range, an unknown domain, or an output folder
+        ConfigurationError: no encoder or one twice, a number out of its range, an unknown domain or filter, or an output folder
             inside the slide folder.
         MagnificationError: an unknown or repeated magnification.
     """
@@ -64,6 +65,7 @@ def check_config(config: ExtractConfig) -> None:
             cure="The keys of one encoder are encoder.KEY",
         )
     load_domain(config.domain).steps(config.magnifications)
+    check_filters(config.quality)
     slides, out = Path(config.slides).resolve(), Path(config.out).resolve()
     if slides.is_dir() and (out == slides or slides in out.parents):
         raise ConfigurationError(
@@ -101,6 +103,8 @@ def bag_configuration(config: ExtractConfig, encoder: PatchEncoder) -> dict[str,
         }
     if config.decode == "dct":  # the other ways give the same pixels
         configuration["decode"] = "dct"
+    if config.quality:
+        configuration["quality"] = filter_settings(config.quality)
     return configuration
 
 

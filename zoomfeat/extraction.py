@@ -28,7 +28,7 @@ from zoomfeat.files import make_folder
 from zoomfeat.magnification import resolution
 from zoomfeat.report import SlideReport, failure, log_text
 from zoomfeat.slide_log import log, slide_log
-from zoomfeat.slides import Grid, Slide, SlideEntry, draw_preview, find_foreground, make_grid
+from zoomfeat.slides import Grid, Slide, SlideEntry, draw_preview, drop_faulty, find_foreground, make_grid
 
 CLAIMS = ".claims"
 """The folder in ``out`` that says who works on which slide."""
@@ -151,6 +151,9 @@ def _extract(
         with stages("tissue"):
             mask = find_foreground(slide, domain.foreground)
             grid = make_grid(slide, mask, domain.steps(config.magnifications), config.min_tissue)
+        if config.quality:
+            with stages("quality"):
+                grid = drop_faulty(slide, grid, config.quality)
         if config.preview:
             with stages("preview"):
                 previews = make_folder(Path(config.out) / "previews")
@@ -190,9 +193,9 @@ def _extract(
 def _earlier(entry: SlideEntry, config: ExtractConfig, encoder: PatchEncoder) -> SlideReport | None:
     """The report of an earlier run's bag; None without one, or where it is to be made again."""
     path = bag_path(config, encoder.name, entry.slide_id)
-    if config.overwrite or not path.exists():
-        return None
     try:
+        if config.overwrite or not path.exists():
+            return None
         bag = Bag.open(path)
         configuration = bag_configuration(config, encoder)
         report = SlideReport(

@@ -104,7 +104,9 @@ def _change_entry(data: bytearray, entries: list[int], rng: np.random.Generator)
     what = int(rng.integers(6))
     new = int(rng.choice([*_INTERESTING, value + 1, max(value - 1, 0), value * 2, value // 2])) % 2**32
     if what == 0:
-        struct.pack_into("<H", data, at, int(rng.choice([254, 256, 257, 259, 262, 277, 322, 323, 324, 325, 347, 32997])))
+        struct.pack_into(
+            "<H", data, at, int(rng.choice([254, 256, 257, 259, 262, 277, 322, 323, 324, 325, 347, 32997]))
+        )
     elif what == 1:
         struct.pack_into("<H", data, at + 2, int(rng.integers(0, 20)))
     elif what == 2:

@@ -96,7 +96,7 @@ _VERBATIM = (
 )  # fmt: skip
 _LISTS = (
     "magnifications", "encoder.taps", "classes", "scales", "seeds", "runs", "through", "files", "tasks", "encoders",
-    "heads", "code",
+    "heads", "code", "quality",
 )  # fmt: skip
 
 

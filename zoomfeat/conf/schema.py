@@ -141,6 +141,7 @@ class ExtractConfig:
     min_tissue: float = key(
         0.5, "share of a finest-magnification patch that must be tissue (or else the domain's foreground), 0 to 1"
     )
+    quality: list[str] = key([], "leave out bad patches, any of pen, blur, dark: docs/slides-supported.md")
     device: str = key("auto", "where the encoder runs: auto, cpu, cuda, cuda:1")
     batch_size: int = key(
         16, "patches at once on a GPU (a CPU takes them one by one); never changes which patches are kept"
@@ -207,6 +208,13 @@ class ConvertCheckpointConfig:
     config: str | None = key(None, "its config.yaml; null: the one beside the checkpoint")
     out: str = key(REQUIRED, "folder to write to; give it later as encoder.weights")
     ema: bool = key(True, "the averaged denoiser weights, as published results use; false: the raw ones")
+
+
+@dataclass
+class FetchConfig:
+    """Brings an encoder's weights into the hub cache, for machines without a network."""
+
+    model: str = key(REQUIRED, "encoder, as `zoomfeat encoders` names it; also accepted without `model=`")
 
 
 @dataclass
@@ -614,6 +622,7 @@ COMMAND_CONFIGS: dict[str, type] = {
     "convert": ConvertConfig,
     "convert-checkpoint": ConvertCheckpointConfig,
     "encoders": EncodersConfig,
+    "fetch": FetchConfig,
     "demo": DemoConfig,
     "prepare": PrepareConfig,
     "train-first-stage": TrainFirstStageConfig,

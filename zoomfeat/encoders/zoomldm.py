@@ -198,6 +198,10 @@ def _released(domain: str, options: ZoomLDMConfig) -> ZoomLDM:
     return ZoomLDM.load(released_checkpoint(domain) if options.weights is None else options.weights)
 
 
+RELEASED = {"zoomldm-brca": "brca", "zoomldm-naip": "naip"}
+"""By encoder, the domain whose weights the public release holds."""
+
+
 def released_checkpoint(domain: str) -> Path:
     """A domain's ``weights.ckpt`` of the public release, its ``config.yaml`` beside it; fetched where they are missing.
 

@@ -135,7 +135,7 @@ def find_slides(folder: str | Path) -> list[SlideEntry]:
     for entry in entries:
         if problem := _id_problem(entry.slide_id) or _path_problem(entry.path):
             raise ConfigurationError(
-                f"{ascii(str(entry.path.relative_to(folder)))}: {problem}",
+                f"{str(entry.path.relative_to(folder))!a}: {problem}",
                 cure="Rename it, or list the slides in a CSV manifest with the columns path and slide_id",
                 path=folder,
             )
@@ -259,7 +259,7 @@ def _id_problem(slide_id: str) -> str:
     if not slide_id or slide_id.startswith("."):
         return "a slide id is not empty and does not start with a dot"
     if found := _FORBIDDEN.search(slide_id):
-        return f"a slide id holds no {found[0]!r}, nor any of / \\ < > : \" | ? * and control characters"
+        return f'a slide id holds no {found[0]!r}, nor any of / \\ < > : " | ? * and control characters'
     if _DEVICES.fullmatch(slide_id):
         return "Windows keeps this name for a device"
     if len(os.fsencode(slide_id)) > _LONGEST_ID:

@@ -40,7 +40,8 @@ _TRANSFORMS = {tifffile.PHOTOMETRIC.RGB: b"\x00", tifffile.PHOTOMETRIC.YCBCR: b"
 
 # What tifffile raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
 _OF_TIFFFILE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError, struct.error
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
+    struct.error,
 )  # fmt: skip
 
 _log = logging.getLogger(__name__)
