@@ -10,7 +10,7 @@ from zoomfeat.configuration import check_config
 from zoomfeat.encoders import load_encoder
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.extraction import extract_slide
-from zoomfeat.slides import SlideEntry
+from zoomfeat.slides import Slide, SlideEntry
 from zoomfeat.slides.synthetic import make_slide
 
 ENCODER = "color-stats"
@@ -62,6 +62,46 @@ def test_unknown_ways_are_refused_before_any_slide_is_opened(tmp_path, extract_c
     config = extract_config(tmp_path / "none.svs", "decode=fast", f"out={tmp_path / 'bags'}", encoder=ENCODER)
     with pytest.raises(ConfigurationError, match="decode='fast'"):
         check_config(config)
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """The tiles of a slide of two by three tiles of 256 px, the last ones cut."""
+    path = tmp_path_factory.mktemp("means") / "slide.tiff"
+    make_slide(path, seed=2, size=(700, 500), mpp=0.25)
+    with Slide.open(path) as slide:
+        assert slide.tiles is not None
+        assert slide.tiles.levels[0].tile == (256, 256)
+        yield slide.tiles
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (64, 128), (248, 8)])
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_means_of_tiles_are_those_of_the_whole_box(tiles, corner, shrink):
+    size = (256 // shrink, 256 // shrink)
+    corner = tuple(place // shrink for place in corner)
+    canvas = tiles.read(0, corner, size, shrink).copy()
+    outs = [np.zeros((size[1] // factor, size[0] // factor, 3), np.uint8) for factor in (1, 2, 4)]
+    assert tiles.read_means(0, corner, size, outs, shrink)
+    assert np.array_equal(outs[0], canvas)
+    for factor, out in zip((2, 4), outs[1:], strict=True):
+        blocks = canvas.reshape(size[1] // factor, factor, size[0] // factor, factor, 3)
+        assert np.abs(out - blocks.mean(axis=(1, 3))).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("corner", "size", "out"),
+    [
+        ((0, 0), (256, 256), (100, 100)),  # no whole number of pixels each
+        ((3, 0), (256, 256), (128, 128)),  # some would lie in two tiles
+        ((600, 0), (256, 256), (128, 128)),  # beyond the slide
+        ((0, 0), (128, 128), (256, 256)),  # larger than the box
+    ],
+)
+def test_means_that_need_the_whole_box_are_left_alone(tiles, corner, size, out):
+    area = np.full((*out, 3), 7, np.uint8)
+    assert not tiles.read_means(0, corner, size, [area])
+    assert (area == 7).all()
 
 
 @pytest.mark.shared_data
