@@ -15,10 +15,13 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from zoomfeat.encoders import PatchEncoder
+from zoomfeat.errors import ZoomfeatError
 from zoomfeat.magnification import MAX_GRID, PATCH_SIZE
+from zoomfeat.slide_log import log
 from zoomfeat.slides import Grid, Scale, Slide, read_region, regions
 
 Advance = Callable[[int, int], None]
@@ -57,6 +60,7 @@ def encode_grid(
     scaled = [[encoder.at(scale.magnification) for scale in grid.scales] for encoder in encoders]
     features = [[np.empty((len(scale.coords), e.dim), np.float32) for scale in grid.scales] for e in encoders]
     seconds = [0.0] * len(encoders)
+    limits = [batch_size] * len(encoders)
     waiting: list[list[tuple[int, NDArray[np.uint8]]]] = [[] for _ in grid.scales]
     total = len(encoders) * sum(len(scale.coords) for scale in grid.scales)
     done = 0
@@ -68,8 +72,8 @@ def encode_grid(
         patches = np.stack([patch for _, patch in batch])
         for j, encoder in enumerate(scales[i] for scales in scaled):
             start = time.perf_counter()
-            context = _context(slide, grid.scales[i], rows, encoder, batch_size)
-            features[j][i][rows] = encoder(patches, context)
+            context = _context(slide, grid.scales[i], rows, encoder, limits[j])
+            features[j][i][rows], limits[j] = _encode_within_memory(encoder, patches, context, limits[j])
             seconds[j] += time.perf_counter() - start
             done += len(batch)
             advance(done, total)
@@ -84,6 +88,47 @@ def encode_grid(
         if rest:
             encode(i, len(rest))
     return [Encoded(arrays, took) for arrays, took in zip(features, seconds, strict=True)]
+
+
+def _encode_within_memory(
+    encoder: PatchEncoder, patches: NDArray[np.uint8], context: NDArray[np.float32] | None, limit: int
+) -> tuple[NDArray[np.float32], int]:
+    """Features of a batch, in parts of half the size whenever memory runs out.
+
+    Returns:
+        The features, and how many patches at once went well: the ``limit`` of the next batch.
+
+    Raises:
+        ZoomfeatError: memory is too little for one patch.
+    """
+    parts: list[NDArray[np.float32]] = []
+    start = 0
+    while start < len(patches):
+        part = slice(start, start + limit)
+        size = len(patches[part])
+        try:
+            parts.append(encoder(patches[part], None if context is None else context[part]))
+            start += size
+            continue
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise ZoomfeatError(
+                    f"memory is too little for one patch of {encoder.name}",
+                    cure="Use device=cpu, a machine with more memory, or end what else runs there",
+                ) from error
+        # Only here, behind the handler, is the memory of what failed free again.
+        limit = size // 2
+        torch.cuda.empty_cache()
+        log.warning("out of memory with %d patches of %s at once; going on with %d", size, encoder.name, limit)
+    return np.concatenate(parts), limit
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says so; on a CPU, and in cuDNN and cuBLAS, PyTorch has no type of its own for it."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "DefaultCPUAllocator" in str(error) or "ALLOC_FAILED" in str(error)
 
 
 def _read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -105,7 +105,7 @@ class RunFolder:
 def write_rows(rows: Sequence[dict[str, Any]], out: Path) -> None:
     """Writes the rows of :func:`zoomfeat.report.report_row` as ``report.csv``."""
     with replacing(out / REPORT) as path:
-        pd.DataFrame(rows).to_csv(path, index=False)
+        pd.DataFrame(rows).to_csv(path, index=False, errors="backslashreplace")
 
 
 def read_report(out: Path) -> list[dict[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,7 +13,9 @@ from zoomfeat.bags import Bag, validate
 from zoomfeat.conf.schema import VerifyConfig
 from zoomfeat.configuration import configuration_hash
 from zoomfeat.errors import BagInvalidError, ConfigurationError, ZoomfeatError
+from zoomfeat.files import unguarded
 from zoomfeat.progress import progress_bar
+from zoomfeat.run_folder import read_report
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,13 @@ def check_bag(path: Path) -> list[Finding]:
 def check_folder(folder: Path) -> list[Finding]:
     """Compares ``report.csv`` with the bags of a run, and finds what killed runs left behind."""
     findings = [
-        Finding(path, "left behind by a run that was killed", "Delete it once no run writes to this folder")
+        Finding(path, "left behind by a run that was killed", "The next `zoomfeat extract` there sweeps it")
         for path in sorted(folder.rglob(".*.tmp"))
     ]
-    if not (folder / "report.csv").is_file():
-        return findings
-    report = pd.read_csv(folder / "report.csv", dtype=str, keep_default_na=False)
-    for row in report.to_dict("records"):
-        nested = folder / str(row.get("encoder")) / f"{row['slide_id']}.h5"  # of a run with several encoders
-        path = nested if nested.parent.is_dir() else folder / f"{row['slide_id']}.h5"
-        if row["status"] in ("done", "exists") and not path.exists():
+    for row in read_report(folder):
+        name = f"{unguarded(row.get('slide_id', ''))}.h5"
+        nested = folder / row.get("encoder", "") / name  # of a run with several encoders
+        path = nested if nested.parent.is_dir() else folder / name
+        if row.get("status") in ("done", "exists", "kept") and not path.exists():
             findings.append(Finding(path, "reported as done, and not there", "Run the same `zoomfeat extract` again"))
     return findings
