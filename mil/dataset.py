@@ -303,7 +303,9 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], path: Path | None) -> None
 
 def _as_matrix(array: NDArray) -> NDArray[np.float32]:
     if array.dtype.kind not in "fiu":
-        raise BagInvalidError(f"an array of type {array.dtype}, expected numbers (N, D)")
+        raise BagInvalidError(
+            f"an array of type {array.dtype}, expected numbers (N, D)", cure="Give features as float32"
+        )
     return np.require(array, dtype=np.float32, requirements=["C", "W"])  # PyTorch shares memory that it may write
 
 

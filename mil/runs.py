@@ -58,7 +58,9 @@ class RunFolder:
         """
         if not self.predictions.exists():
             raise ConfigurationError(
-                "no predictions.parquet, expected the out= folder of a crossval run", path=self.folder
+                "no predictions.parquet, expected the out= folder of a crossval run",
+                cure="Run `zoomfeat crossval` first, or name its folder",
+                path=self.folder,
             )
         if not self.metrics.exists():
             raise ConfigurationError(

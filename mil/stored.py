@@ -130,5 +130,7 @@ def _open_matrix(path: Path) -> NDArray:
             "holds no matrix that loads safely", cure="Expected one tensor or array (N, D)", path=path
         ) from error
     if array.dtype.kind not in "fiu":
-        raise BagInvalidError(f"an array of type {array.dtype}, expected numbers (N, D)", path=path)
+        raise BagInvalidError(
+            f"an array of type {array.dtype}, expected numbers (N, D)", cure="Save features as float32", path=path
+        )
     return array

@@ -133,11 +133,14 @@ class Bag:
 
     def _check_scales(self) -> None:
         if not self.scales:
-            raise BagInvalidError("a bag without any magnification, expected at least one", path=self.path)
+            raise BagInvalidError(
+                "a bag without any magnification, expected at least one", cure=INCOMPLETE_CURE, path=self.path
+            )
         steps = [scale.mpp for scale in self.scales]
         if steps != sorted(set(steps)) or len(set(self.magnifications)) < len(steps):
             raise BagInvalidError(
                 f"magnifications {', '.join(self.magnifications)}, expected distinct ones, finest first",
+                cure=INCOMPLETE_CURE,
                 path=self.path,
             )
         size = self.metadata.level0_size
@@ -159,13 +162,17 @@ class Bag:
     def _check_parents(self) -> None:
         if set(self.parents) != set(self.magnifications[1:]):
             raise BagInvalidError(
-                f"parents for {sorted(self.parents)}, expected {list(self.magnifications[1:])}", path=self.path
+                f"parents for {sorted(self.parents)}, expected {list(self.magnifications[1:])}",
+                cure=INCOMPLETE_CURE,
+                path=self.path,
             )
         for scale in self.scales[1:]:
             name, rows = scale.magnification, self.parents[scale.magnification]
             if rows.dtype != np.int32 or rows.shape != (len(self),):
                 raise BagInvalidError(
-                    f"parent_{name} is {rows.dtype} {rows.shape}, expected int32 ({len(self)},)", path=self.path
+                    f"parent_{name} is {rows.dtype} {rows.shape}, expected int32 ({len(self)},)",
+                    cure=INCOMPLETE_CURE,
+                    path=self.path,
                 )
             if rows.min() < 0 or rows.max() >= len(scale):
                 raise BagInvalidError(

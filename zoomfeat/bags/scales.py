@@ -56,11 +56,14 @@ class Scale:
         """
         if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?x", self.magnification):
             raise BagInvalidError(
-                f"magnification {self.magnification!r}, expected a name such as 20x or 0.3125x", path=path
+                f"magnification {self.magnification!r}, expected a name such as 20x or 0.3125x",
+                cure=INCOMPLETE_CURE,
+                path=path,
             )
         if self.coords.ndim != 2 or self.coords.shape[1] != 2 or self.coords.dtype != np.int64:
             raise BagInvalidError(
                 f"{self.magnification} coordinates are {self.coords.dtype} {self.coords.shape}, expected int64 (N, 2)",
+                cure=INCOMPLETE_CURE,
                 path=path,
             )
         if len(self) == 0:
@@ -73,6 +76,7 @@ class Scale:
             raise BagInvalidError(
                 f"{self.magnification} patches of {self.patch_size_level0} level-0 px, {self.patch_size} px "
                 f"at {self.mpp} um/px, expected positive sizes below {_LARGEST}",
+                cure=INCOMPLETE_CURE,
                 path=path,
             )
 
@@ -104,6 +108,7 @@ class ScaleFeatures(Scale):
             raise BagInvalidError(
                 f"{self.magnification} features are {self.features.dtype} {self.features.shape}, "
                 f"expected float32 ({len(self)}, D)",
+                cure=INCOMPLETE_CURE,
                 path=path,
             )
         check_finite(self.features, self.magnification, path)

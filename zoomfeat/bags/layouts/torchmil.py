@@ -96,7 +96,9 @@ def _load(path: Path, columns: int | None = None) -> NDArray[np.number]:
         ) from error
     if array.dtype.kind not in "iuf" or array.ndim != 2 or not array.size or columns not in (None, array.shape[1]):
         raise BagInvalidError(
-            f"an array of type {array.dtype} and shape {array.shape}, expected numbers (N, {columns or 'D'})", path=path
+            f"an array of type {array.dtype} and shape {array.shape}, expected numbers (N, {columns or 'D'})",
+            cure="Write it again with `zoomfeat convert to=torchmil`, or as torchmil's documentation says",
+            path=path,
         )
     return array
 
