@@ -22,6 +22,9 @@ from zoomfeat.files import make_folder
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+ANSWER = "30s"
+"""How long a scheduler may take to answer at first."""
+
 _JOBS = {
     "slurm": dask_jobqueue.SLURMCluster,
     "pbs": dask_jobqueue.PBSCluster,
@@ -102,7 +105,7 @@ def open_cluster(config: DaskConfig | JobsConfig, out: Path) -> Iterator[DaskEng
 @contextmanager
 def _client(address: str) -> Iterator[Client]:
     try:
-        client = Client(address, timeout="30s")
+        client = Client(address, timeout=ANSWER)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"no Dask scheduler answers at {address} ({error})", cure="Start one with `dask scheduler`, and workers"
@@ -126,47 +129,55 @@ def _local_cluster(config: DaskConfig) -> LocalCluster:
 
 
 def _jobs(config: JobsConfig, out: Path) -> Any:
-    """A cluster without workers; each will be one job.
+    """A cluster without workers; each will be one job."""
+    kind, options = job_options(config, make_folder(Path(config.job_folder or out / "logs" / "jobs")).resolve())
+    scheduler: dict[str, Any] = {"dashboard": False}
+    if config.interface:
+        scheduler["interface"] = config.interface
+    try:
+        return kind(scheduler_options=scheduler, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"engine={config.name} cannot be started ({error})", cure="See docs/clusters.md"
+        ) from error
 
-    A worker ends by itself some minutes before its time is up, and its slide goes to another one.
+
+def job_options(config: JobsConfig, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Which class of dask-jobqueue submits the jobs of an engine, and with what.
+
+    A worker ends by itself before the time of its job is up, and its slide goes to another one.
+
+    Args:
+        config: of the engine.
+        folder: where the output of jobs goes.
+
+    Raises:
+        ConfigurationError: no walltime.
     """
     lifetime = 0.9 * seconds_of(config.walltime)
     directives = list(config.directives)
     if config.gpus:
         directives.append(_GPUS[config.name].format(config.gpus))
-    options: dict[str, Any] = (
-        {"project": config.account} if config.name in ("lsf", "sge") else {"account": config.account}
-    )
-    if config.interface:
-        options["interface"] = config.interface
-    folder = make_folder(Path(config.job_folder) if config.job_folder else out / "logs" / "jobs").resolve()
-    try:
-        return _JOBS[config.name](
-            queue=config.queue,
-            cores=config.cores,
-            memory=config.memory,
-            walltime=_of_queue(config),
-            processes=1,
-            nanny=False,  # a job ends with its worker, and another takes its place
-            job_name="zoomfeat",
-            job_extra_directives=directives,
-            job_script_prologue=[*config.prologue, f"export OMP_NUM_THREADS={config.cores} OMP_WAIT_POLICY=PASSIVE"],
-            worker_extra_args=[
-                "--nthreads",
-                "1",
-                "--lifetime",
-                f"{lifetime:.0f}s",
-                "--lifetime-stagger",
-                f"{lifetime / 20:.0f}s",
-            ],
-            log_directory=str(folder),
-            scheduler_options={"dashboard": False},
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"engine={config.name} cannot be started ({error})", cure="See docs/clusters.md"
-        ) from error
+    return _JOBS[config.name], {
+        "queue": config.queue,
+        "project" if config.name in ("lsf", "sge") else "account": config.account,
+        "cores": config.cores,
+        "memory": config.memory,
+        "walltime": _of_queue(config),
+        "processes": 1,
+        "nanny": False,  # a job ends with its worker, and another takes its place
+        "job_name": "zoomfeat",
+        "job_extra_directives": directives,
+        "job_script_prologue": [
+            *config.prologue,
+            f"export OMP_NUM_THREADS={config.cores} OMP_WAIT_POLICY=PASSIVE",
+        ],
+        "worker_extra_args": [
+            *("--nthreads", "1"),  # one slide at a time
+            *("--lifetime", f"{lifetime:.0f}s", "--lifetime-stagger", f"{lifetime / 20:.0f}s"),
+        ],
+        "log_directory": str(folder),
+    } | ({"interface": config.interface} if config.interface else {})
 
 
 def _of_queue(config: JobsConfig) -> str:

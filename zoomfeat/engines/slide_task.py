@@ -57,7 +57,7 @@ class ExtractSlide:
 
     def _apart(self, entry: SlideEntry, timeout: float) -> list[SlideReport]:
         """The same in a process of its own, which ends when its time is up; it takes the next slide too, if not."""
-        task = ExtractSlide(replace(self.config, slide_timeout=None))
+        task = type(self)(replace(self.config, slide_timeout=None))
         if self.watch:
             self.watch(entry)
         try:
