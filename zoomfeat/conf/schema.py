@@ -49,6 +49,12 @@ class ZoomLDMConfig(EncoderConfig):
     )
     pool: str = key("mean", "how a tap's activations are pooled over space: mean or max")
     timestep: int = key(100, "noise level of the patch, 0 to 999")
+    timesteps: list[int] | None = key(
+        None, "several instead, their features concatenated, [50,100]; the first stage runs once for all"
+    )
+    precision: str = key(
+        "float32", "what the networks compute in: float32, or bfloat16 or float16 where a GPU is faster in it"
+    )
     seed: int = key(0, "seed of the noise")
     draws: int = key(1, "how many noises the features are averaged over")
     conditioning: str = key("null", "null: no condition; ssl: embeddings of the finest patches through the Summarizer")

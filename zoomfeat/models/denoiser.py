@@ -6,13 +6,15 @@ and those of the release (``middle_block``, ``output_blocks.1``) for the same pl
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from diffusers.models.attention import BasicTransformerBlock
+from torch import Tensor, nn
 
 from zoomfeat.errors import ConfigurationError
 
@@ -78,6 +80,35 @@ def tap_dims(unet: UNet2DConditionModel, taps: Sequence[str]) -> tuple[int, ...]
     by_room |= {f"down_blocks.{i}": width for i, width in enumerate(widths)}
     by_room |= {f"up_blocks.{i}": width for i, width in enumerate(reversed(widths))}
     return tuple(by_room[tap.split(".layers.")[0]] for tap in canonical_taps(unet, taps))
+
+
+class _NullAttention(nn.Module):
+    """What cross-attention makes of a context of zeros, whatever asks: its values are zeros, so the output's bias."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        project: Any = attention.to_out
+        self.bias: nn.Parameter = project[0].bias
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        return self.bias.expand_as(hidden_states)
+
+
+def without_condition(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A denoiser for the null condition alone, without the cross-attention that zeros make constant.
+
+    Args:
+        unet: stays as it is; the weights are shared.
+
+    Returns:
+        One that ignores its context and gives what ``unet`` gives for a context of zeros.
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())}
+    lean = copy.deepcopy(unet, shared)
+    for block in list(lean.modules()):
+        if isinstance(block, BasicTransformerBlock) and block.attn2.to_v.bias is None:
+            block.norm2, block.attn2 = nn.Identity(), _NullAttention(block.attn2)
+    return lean
 
 
 def _walk(unet: UNet2DConditionModel, sample: Tensor, timestep: Tensor, context: Tensor) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ import torch
 
 from zoomfeat.encoders.zoomldm import untrained_tiny
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.models.denoiser import activations, canonical_taps, tap_dims
+from zoomfeat.models.denoiser import activations, canonical_taps, tap_dims, without_condition
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,22 @@ def test_the_forward_stops_at_the_last_tap(unet, inputs):
     for handle in handles + resnets:
         handle.remove()
     assert reached == []
+
+
+@torch.no_grad()
+def test_without_condition_equals_a_context_of_zeros(unet, inputs):
+    sample, timestep, context = inputs
+    taps = ["mid", "up_blocks.0", "up_blocks.3"]
+    lean = without_condition(unet)
+    expected = activations(unet, sample, timestep, torch.zeros_like(context), taps)
+    found = activations(lean, sample, timestep, context, taps)
+    for tap in taps:
+        assert (found[tap] - expected[tap]).abs().max() <= 1e-5 * expected[tap].abs().max()
+        assert not torch.allclose(activations(unet, *inputs, [tap])[tap], expected[tap], rtol=1e-3), (
+            "the context counts"
+        )
+    assert sum(p.numel() for p in lean.parameters()) < sum(p.numel() for p in unet.parameters())
+    assert {p.data_ptr() for p in lean.parameters()} <= {p.data_ptr() for p in unet.parameters()}, "weights are shared"
 
 
 def test_names_of_one_place(unet):
