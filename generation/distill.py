@@ -83,13 +83,13 @@ def teacher_record(teacher: ZoomLDMEncoder, magnifications: Sequence[str]) -> Di
     )
 
 
-def read_lesson(data: TrainingData, items: Sequence[int], *, latents: bool, grids: bool) -> Batch:
-    """Images of a data set; latents (where it stores them) and embeddings only if they are asked for."""
-    stored = [torch.from_numpy(latent) for i in items if latents and (latent := data[i].latent) is not None]
+def read_lesson(data: TrainingData, items: Sequence[int], *, grids: bool) -> Batch:
+    """Images of a data set, latents where it stores them, and embeddings if they are asked for."""
+    stored = [torch.from_numpy(latent) for i in items if (latent := data[i].latent) is not None]
     return Batch(
         items=list(items),
         images=read_images(data, items),
-        latents=torch.stack(stored) if stored and len(stored) == len(items) else None,
+        latents=torch.stack(stored) if len(stored) == len(items) else None,
         grids=[torch.from_numpy(data[i].grid) for i in items] if grids else [],
         magnifications=torch.tensor([int(data.magnifications[i]) for i in items]),
     )
@@ -121,7 +121,6 @@ class _Distillation(TrainingLoop[Batch], Generic[N]):
 
     def __init__(self, config: DistillConfig, data: TrainingData, teacher: ZoomLDMEncoder, network: N) -> None:
         record = teacher_record(teacher, ())
-        self._conditioned = teacher.context_encoder is not None
         super().__init__(
             config,
             data,
@@ -129,7 +128,7 @@ class _Distillation(TrainingLoop[Batch], Generic[N]):
                 "teacher": f"{record.weights_hash[:12]} {json.dumps(record.settings, sort_keys=True)}",
                 "network": json.dumps({k: v for k, v in network.config.items() if k[0] != "_" and k != "record"}),
             },
-            partial(read_lesson, latents=isinstance(network, LatentEncoder), grids=self._conditioned),
+            partial(read_lesson, grids=teacher.context_encoder is not None),
             magnifications=config.magnifications,
         )
         names = [str(data.ladder.steps[level]) for level in self.training]
@@ -178,7 +177,8 @@ class _Distillation(TrainingLoop[Batch], Generic[N]):
         for place, item in enumerate(batch.items):
             row = self._known.get(item)
             if row is None:
-                row = features_of(self.teacher, _one(batch, place))[0]
+                one = _one(batch, place)
+                row = features_of(self.teacher, one, one.latents)[0]
                 if len(self._known) < _REMEMBERED:
                     self._known[item] = row
             rows.append(row)
@@ -229,10 +229,15 @@ class _Distillation(TrainingLoop[Batch], Generic[N]):
 
 
 def _one(batch: Batch, place: int) -> Batch:
-    """A batch of one of its items, with what the teacher reads."""
-    assert batch.images is not None
+    """A batch of one of its items."""
     part = slice(place, place + 1)
-    return Batch(batch.items[part], batch.images[part], None, batch.grids[part], batch.magnifications[part])
+    return Batch(
+        batch.items[part],
+        None if batch.images is None else batch.images[part],
+        None if batch.latents is None else batch.latents[part],
+        batch.grids[part],
+        batch.magnifications[part],
+    )
 
 
 class _LatentDistillation(_Distillation[LatentEncoder]):

@@ -18,7 +18,7 @@ from zoomfeat.models.distilled import FeatureStudent, LatentEncoder, check_first
 from zoomfeat.models.weights import hash_weights
 
 _ENCODERS: dict[str, dict[str, Any]] = {
-    "full": {"stem_width": 64, "width": 192, "depth": 6, "mlp_ratio": 4.0},
+    "full": {"stem_width": 64, "width": 256, "depth": 6, "mlp_ratio": 4.0},
     "tiny": {"stem_width": 40, "width": 96, "depth": 4, "mlp_ratio": 2.0},
 }
 _BACKBONES = {"full": "convnext_tiny", "tiny": "mobilenetv4_conv_small_050"}
