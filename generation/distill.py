@@ -109,11 +109,15 @@ def features_of(encoder: ZoomLDMEncoder, batch: Batch, latents: Tensor | None = 
     assert batch.images is not None  # read_lesson gives them
     rows = []
     for i, level in enumerate(batch.magnifications.tolist()):
-        one = encoder.at(encoder.ladder.steps[level])
-        if latents is not None:
-            one = one.through(lambda pixels, i=i: latents[i : i + 1])
-        rows.append(one.embed(batch.images[i : i + 1], batch.grids[i][None] if batch.grids else None))
+        part = slice(i, i + 1)
+        one = encoder if latents is None else encoder.through(partial(_given, latents[part]))
+        context = batch.grids[i][None] if batch.grids else None
+        rows.append(one.at(encoder.ladder.steps[level]).embed(batch.images[part], context))
     return torch.cat(rows).float()
+
+
+def _given(latents: Tensor, pixels: Tensor) -> Tensor:
+    return latents
 
 
 class _Distillation(TrainingLoop[Batch], Generic[N]):
@@ -132,7 +136,8 @@ class _Distillation(TrainingLoop[Batch], Generic[N]):
             magnifications=config.magnifications,
         )
         names = [str(data.ladder.steps[level]) for level in self.training]
-        self.config, self.teacher, self.bare = config, teacher, network
+        self.config, self.teacher = config, teacher
+        self.bare: N = network
         self.record = replace(record, magnifications=names)
         self._known: dict[int, Tensor] = {}
         self._done = 0

@@ -66,7 +66,9 @@ class StudentEncoder(PatchEncoder):
             )
         if len(set(taps)) < len(taps):
             raise ConfigurationError(f"a tap is asked for twice in {taps}", cure="Name each place once")
-        return torch.tensor([column for tap in taps for column in known[tap]])
+        timestep = self.record.settings["timestep"]
+        starts = [at * ends[-1] for at in range(len(timestep) if isinstance(timestep, list) else 1)]
+        return torch.tensor([start + column for start in starts for tap in taps for column in known[tap]])
 
     def _step(self, magnification: str | Magnification | None) -> Magnification:
         step = super()._step(magnification)

@@ -56,9 +56,14 @@ class ZoomLDMEncoder(PatchEncoder):
         ladder: the magnifications that the model was trained on.
         note: what a reader of the features must know.
 
+    Attributes:
+        latent_shape: channels, rows and columns of a patch's latent.
+
     Raises:
         ConfigurationError: an option out of its range, or an embedding encoder of another width than the Summarizer.
     """
+
+    ladder: Ladder
 
     def __init__(
         self,
@@ -164,7 +169,7 @@ class ZoomLDMEncoder(PatchEncoder):
             note += ", measured with another denoiser or other taps, timestep or condition than these"
         self.name += "-distilled"
         self.note = "; ".join(filter(None, (self.note, note)))
-        self.settings |= {"distilled_encoder": encoder.weights_hash()}
+        self.settings = {**self.settings, "distilled_encoder": encoder.weights_hash()}
         self._encode = encoder.requires_grad_(False).to(self.device)
 
     def _maps(self, inputs: Tensor, context: Tensor | None) -> dict[str, Tensor]:

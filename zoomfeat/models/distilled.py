@@ -33,7 +33,7 @@ class DistillationRecord:
         domain: whose magnifications are meant.
         magnifications: names of those that it was taught at, finest first.
         settings: of the teacher's features: taps, pool, timestep, seed, draws, conditioning.
-        tap_dims: features of each tap, in order.
+        tap_dims: features of each tap, in order; of several timesteps, the taps of each follow one another.
         fidelity: of each magnification on held-out patches, against the teacher's features: mean ``cosine``, that of
             the ``lowest`` patch, the mean ``between`` different patches (what the cosine is to be read against) and
             the number of ``items``; empty where nothing was held out.
