@@ -1,7 +1,7 @@
 """Meets broken files as a run does, one a line of standard input, and answers each with a line of JSON.
 
-A process of its own, so that who started it sees a crash of a decoder, or that it hangs. Address space is bounded: a file
-that asks for absurd memory is told from one that does not.
+A process of its own, so that who started it sees a crash of a decoder, or that it hangs. Address space is bounded, and
+with it the memory that a file can ask for.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from zoomfeat.extraction import extract_slide
 from zoomfeat.slides import slides
 
 SPARE = 4 * 2**30
-"""Bytes of address space beyond what the libraries take."""
+"""Bytes of address space beyond what the libraries take: room for honest files, not for absurd ones."""
 
-# A million patches of a large slide are a few hundred megabytes: room for honest files, not for absurd ones.
 encoder = load_encoder("color-stats", device="cpu")
+config = compose_config(
+    "extract", ["slides=.", "out=.", "encoder=color-stats", "mpp=0.5", "min_tissue=0.2", "workers=1"]
+)
 
 
 def meet_slide(path: Path) -> str:
     """Extracts it, from the listing of its folder to the bag."""
     out = path.parent.parent / "out"
-    config = compose_config(
-        "extract", [f"slides={path.parent}", f"out={out}", "encoder=color-stats", "mpp=0.5", "min_tissue=0.2"]
-    )
-    config.workers = 1
+    config.slides, config.out = str(path.parent), str(out)
     for entry in slides(config.slides):
         report = extract_slide(entry, config, encoder)
         if report.details:

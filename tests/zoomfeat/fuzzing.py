@@ -6,6 +6,7 @@ Case ``n`` of a corpus is the same bytes every time, so its number is all that a
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import shutil
@@ -173,7 +174,7 @@ class Worker:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "OPENCV_NUM_THREADS": "1"}
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
             self._process = subprocess.Popen(
                 [sys.executable, str(WORKER)],
                 stdin=subprocess.PIPE,
@@ -181,19 +182,29 @@ class Worker:
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
-            assert self._line(self._process, 300) == b'"ready"\n'
+            assert self._line(self._process, math.inf) == b'"ready"\n'
         return self._process
 
     @staticmethod
     def _line(process: subprocess.Popen[bytes], patience: float) -> bytes | None:
-        """A line of its output, nothing where it ended, None where it gives none in time."""
+        """A line of its output, nothing where it ended, None where it works longer or sleeps 20 times as long."""
         assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], patience)
-        return process.stdout.readline() if ready else None
+        begun, start = _processor_seconds(process.pid), time.monotonic()
+        while not select.select([process.stdout], [], [], 1)[0]:
+            worked = _processor_seconds(process.pid) - begun
+            if worked > patience or time.monotonic() - start > 20 * patience:
+                return None
+        return process.stdout.readline()
+
+
+def _processor_seconds(pid: int) -> float:
+    """What a process has worked so far: unlike time on the clock, the same on a busy machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def meet_corpus(
-    files: list[Path], folder: Path, cases: range, kind: str, *, patience: float = 60, until: float | None = None
+    files: list[Path], folder: Path, cases: range, kind: str, *, patience: float = 30, until: float | None = None
 ) -> Findings:
     """Lets a worker meet changed copies of files.
 
@@ -202,7 +213,7 @@ def meet_corpus(
         folder: an empty one to work in.
         cases: their numbers.
         kind: what they are, of `fuzz_worker.MEETINGS`.
-        patience: seconds until a worker that does not answer counts as hung.
+        patience: seconds of processor time after which a worker without an answer counts as hung.
         until: ``time.monotonic()`` after which no further case is begun.
     """
     findings, worker, start = Findings(), Worker(patience), time.monotonic()

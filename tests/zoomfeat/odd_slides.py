@@ -5,6 +5,8 @@ Each function writes one file and returns its path. Pixels are `draw_tissue`'s o
 
 from __future__ import annotations
 
+import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,11 @@ LABEL, MACRO = (10, 200, 30), (200, 10, 150)
 
 def tissue(side: int = 768, mpp: float = 0.5, seed: int = 0) -> np.ndarray:
     """``(side, side, 3)`` uint8 RGB: a piece of tissue on glass."""
+    return _drawn(side, mpp, seed).copy()
+
+
+@cache
+def _drawn(side: int, mpp: float, seed: int) -> np.ndarray:
     return draw_tissue((side, side), mpp, seed)
 
 
@@ -148,3 +155,56 @@ def _tiles(image: np.ndarray) -> list[np.ndarray]:
         for row in range(down)
         for column in range(across)
     ]
+
+
+def mirax(folder: Path, image: np.ndarray, mpp: float = 0.5, missing: tuple[tuple[int, int], ...] = ()) -> Path:
+    """An MRXS slide of one level without overlaps: an index in ``slide/Slidedat.ini`` and ``Index.dat``, and JPEG tiles.
+
+    The layout is what openslide.org/formats/mirax documents. Cameras leave out what is no tissue: such tiles are no
+    entries of the index, and transparent where they are read.
+
+    Args:
+        folder: where ``slide.mrxs`` and its folder go.
+        image: sides are multiples of 256 px.
+        mpp: its um/px.
+        missing: columns and rows of tiles that are left out.
+    """
+    down, across = image.shape[0] // TILE, image.shape[1] // TILE
+    data = folder / "slide"
+    data.mkdir()
+    identity = "SYNTHETIC-000000000000000000000000"
+    ini = {
+        "GENERAL": {
+            "SLIDE_ID": identity, "IMAGENUMBER_X": across, "IMAGENUMBER_Y": down, "OBJECTIVE_MAGNIFICATION": 20,
+            "CameraImageDivisionsPerSide": 1,
+        },
+        "HIERARCHICAL": {
+            "HIER_COUNT": 1, "NONHIER_COUNT": 0, "INDEXFILE": "Index.dat", "HIER_0_NAME": "Slide zoom level",
+            "HIER_0_COUNT": 1, "HIER_0_VAL_0_SECTION": "LAYER_0_LEVEL_0_SECTION",
+        },
+        "LAYER_0_LEVEL_0_SECTION": {
+            "OVERLAP_X": 0, "OVERLAP_Y": 0, "MICROMETER_PER_PIXEL_X": mpp, "MICROMETER_PER_PIXEL_Y": mpp,
+            "IMAGE_FORMAT": "JPEG", "IMAGE_FILL_COLOR_BGR": 16777215, "DIGITIZER_WIDTH": TILE,
+            "DIGITIZER_HEIGHT": TILE, "IMAGE_CONCAT_FACTOR": 0,
+        },
+        "DATAFILE": {"FILE_COUNT": 1, "FILE_0": "Data0000.dat"},
+    }  # fmt: skip
+    lines = [line for name, keys in ini.items() for line in (f"[{name}]", *(f"{k} = {v}" for k, v in keys.items()))]
+    (data / "Slidedat.ini").write_text("\n".join(lines) + "\n")
+    stored, entries = bytearray(), []
+    for number, part in enumerate(_tiles(image)):
+        row, column = divmod(number, across)
+        if (column, row) not in missing:
+            jpeg = bytes(imagecodecs.jpeg8_encode(part, level=90))
+            entries.append((number, len(stored), len(jpeg), 0))
+            stored += jpeg
+    (data / "Data0000.dat").write_bytes(stored)
+    start = f"01.02{identity}".encode()
+    # The two roots, the records of the one level, the head of its list of pages, the page.
+    roots = len(start)
+    record, head, page = roots + 8, roots + 12, roots + 20
+    index = start + struct.pack("<ii", record, 0) + struct.pack("<i", head) + struct.pack("<ii", 0, page)
+    index += struct.pack("<ii", len(entries), 0) + b"".join(struct.pack("<iiii", *entry) for entry in entries)
+    (data / "Index.dat").write_bytes(index)
+    (folder / "slide.mrxs").write_bytes(b"")
+    return folder / "slide.mrxs"

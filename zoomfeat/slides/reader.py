@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,6 +48,11 @@ _LONGEST_DECODE = 3072  # px a side decoded at once: a larger box is read in par
 _LEVEL_TOLERANCE = 1.01  # a level of downsample 4.0003 serves a ratio of 4
 _ALIGNED = 1e-6  # edges this close to a whole pixel lie on it
 _TIFF_TILE_WIDTH = 322
+# What Pillow raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
+_OF_PILLOW = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+    MemoryError, struct.error,
+)  # fmt: skip
 _PLAIN_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _COPY_CURE = "Copy the file again from its source and compare checksums"
 _OPEN_CURE = f"{_COPY_CURE}, or convert it to a tiled, pyramidal TIFF (vips tiffsave --tile --pyramid)"
@@ -290,7 +296,7 @@ class Slide:
         except (openslide.OpenSlideError, OSError) as error:
             region = f"x={corner[0]}, y={corner[1]}, {size[0]}x{size[1]} px of level {level}"
             raise SlideUnreadableError(
-                f"the region {region} does not decode ({error})", cure=_COPY_CURE, path=self.path
+                f"the region {region} does not decode ({_one_line(error)})", cure=_COPY_CURE, path=self.path
             ) from error
         return _on_white(pixels)
 
@@ -318,6 +324,12 @@ def _on_white(pixels: Image.Image) -> np.ndarray:
     return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
 
 
+def _one_line(error: Exception) -> str:
+    """The words of a library about a file, in which text of the file itself may stand, shortened."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 300 else f"{words[:300]} ..."
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -333,7 +345,9 @@ def _open_source(path: Path) -> tuple[openslide.AbstractSlide, str, str]:
         image, kind = _open_plain_image(path)
         return openslide.ImageSlide(image), f"pillow {PIL.__version__}", kind
     except openslide.OpenSlideError as error:
-        raise SlideUnreadableError(f"OpenSlide does not open it ({error})", cure=_OPEN_CURE, path=path) from error
+        raise SlideUnreadableError(
+            f"OpenSlide does not open it ({_one_line(error)})", cure=_OPEN_CURE, path=path
+        ) from error
     vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
     return slide, f"openslide {openslide.__library_version__}", vendor
 
@@ -385,8 +399,10 @@ def _open_plain_image(path: Path) -> tuple[Image.Image, str]:
             cure="Convert it to a tiled, pyramidal TIFF (vips tiffsave --tile --pyramid)",
             path=path,
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files of known formats
-        raise SlideUnreadableError(f"Pillow does not decode it ({error})", cure=_OPEN_CURE, path=path) from error
+    except _OF_PILLOW as error:
+        raise SlideUnreadableError(
+            f"Pillow does not decode it ({_one_line(error)})", cure=_OPEN_CURE, path=path
+        ) from error
 
 
 def _check_sizes(source: openslide.AbstractSlide, path: Path) -> None:
