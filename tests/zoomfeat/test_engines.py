@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,10 +22,9 @@ from zoomfeat.commands.verify import check_bag, check_folder
 from zoomfeat.conf.schema import JobsConfig, StatusConfig
 from zoomfeat.encoders import load_encoder
 from zoomfeat.engines.cluster import job_options, seconds_of
-from zoomfeat.engines.slide_task import ExtractSlide
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.run_folder import read_report, read_run
-from zoomfeat.slides import SlideEntry, slides
+from zoomfeat.slides import slides
 from zoomfeat.slides.synthetic import make_slide
 
 
@@ -31,7 +33,7 @@ def small(tmp_path_factory) -> Path:
     """Four synthetic slides of a few patches each."""
     folder = tmp_path_factory.mktemp("small")
     for seed in range(4):
-        make_slide(folder / f"slide-{seed}.tiff", seed=seed, size=(1024, 1024), mpp=0.5)
+        make_slide(folder / f"slide-{seed}.tiff", seed=seed, size=(768, 768), mpp=0.5)
     return folder
 
 
@@ -157,44 +159,34 @@ def test_leftovers_of_a_killed_process_are_swept(small, extract_config, tmp_path
     assert [path.exists() for path in (left, old, young)] == [False, False, True]
 
 
-class HangingSlide(ExtractSlide):
-    """A task whose reader hangs on one slide, in whichever process it runs."""
-
-    def __reduce__(self):
-        return HangingSlide, (self.config,)
-
-    def __call__(self, entry: SlideEntry):
-        if self.config.slide_timeout is None and entry.slide_id == "slide-1":
-            time.sleep(3600)
-        return super().__call__(entry)
-
-
-def test_a_slide_that_hangs_ends_when_its_time_is_up(small, extract_config, tmp_path):
-    task = HangingSlide(extract_config(small, "preview=false", "slide_timeout=5"))
-    reports = [task(entry)[0] for entry in slides(small)[:3]]
-    assert [report.status for report in reports] == ["done", "failed", "done"]
-    assert "not finished after 5 s" in reports[1].error
-    assert sorted(bags(tmp_path / "bags")) == ["slide-0.h5", "slide-2.h5"]
+def send_once_at_work(out: Path, slide_id: str, sent: signal.Signals) -> None:
+    """Sends a signal to the process that works on a slide."""
+    deadline = time.monotonic() + 280
+    while time.monotonic() < deadline:
+        try:
+            os.kill(json.loads((out / ".claims" / f"{slide_id}.claim").read_text())["process"], sent)
+            return
+        except (OSError, ValueError):  # not yet, or its claim is just being written
+            time.sleep(0.002)
 
 
-class CrashingSlide(HangingSlide):
-    """A task whose reader ends the whole process on one slide, as a fault in a native library does."""
-
-    def __reduce__(self):
-        return CrashingSlide, (self.config,)
-
-    def __call__(self, entry: SlideEntry):
-        if self.config.slide_timeout is None and entry.slide_id == "slide-1":
-            os.abort()
-        return super().__call__(entry)
-
-
-def test_a_crash_of_a_native_library_is_a_row(small, extract_config, tmp_path):
-    task = CrashingSlide(extract_config(small, "preview=false", "slide_timeout=300"))
-    reports = [task(entry)[0] for entry in slides(small)[:3]]
-    assert [report.status for report in reports] == ["done", "failed", "done"]
-    assert "its process ended" in reports[1].error
-    assert check_bag(tmp_path / "bags" / "slide-2.h5") == []
+@pytest.mark.parametrize(
+    ("sent", "timeout", "expected"),
+    [(signal.SIGSTOP, 20, "not finished after 20 s"), (signal.SIGSEGV, 900, "its process ended")],
+)
+def test_a_slide_that_hangs_or_crashes_is_a_row(small, extract_config, tmp_path, sent, timeout, expected):
+    config = extract_config(small, "preview=false", f"slide_timeout={timeout}")
+    sender = threading.Thread(target=send_once_at_work, args=(tmp_path / "bags", "slide-1", sent))
+    sender.start()
+    assert extract(config) == 1
+    sender.join()
+    rows = {row["slide_id"]: row for row in read_report(tmp_path / "bags")}
+    assert [row["status"] for row in rows.values()] == ["done", "failed", "done", "done"]
+    assert expected in rows["slide-1"]["error"]
+    assert sorted(bags(tmp_path / "bags")) == ["slide-0.h5", "slide-2.h5", "slide-3.h5"]
+    assert all(check_bag(path) == [] for path in (tmp_path / "bags").glob("*.h5"))
+    config.slide_timeout = None
+    assert extract(config) == 0
 
 
 def test_an_engine_that_cannot_be_reached(small, extract_config, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -53,6 +54,7 @@ def extract_all(
     Slides that other runs work on come last: they are waited for, and done here if their run ends without them.
     """
     folder = RunFolder(config, encoders, entries)
+    remote = config.engine.name != "local"
     try:
         with progress_bar(console) as progress, open_engine(config.engine, folder.out) as engine:
             cohort = progress.add_task("slides", total=len(entries), unit="slides")
@@ -63,7 +65,8 @@ def extract_all(
                 return lambda done, total: progress.update(patches, completed=done, total=total)
 
             task = ExtractSlide(config, encoders, watch)
-            left, said = list(entries), False
+            left = [replace(entry, path=entry.path.absolute()) for entry in entries] if remote else list(entries)
+            said = False
             while left:
                 claimed = []
                 for entry, result in engine.map(task, left):

@@ -7,12 +7,14 @@ import multiprocessing
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as Overtime
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from zoomfeat.conf.schema import EncoderConfig, ExtractConfig
+from zoomfeat.conf.schema import EncoderConfig, EngineConfig, ExtractConfig
 from zoomfeat.configuration import chosen_encoders
 from zoomfeat.domains import load_domain
 from zoomfeat.encoders import PatchEncoder, load_encoder
@@ -45,7 +47,7 @@ class ExtractSlide:
         self.watch = watch
 
     def __reduce__(self) -> tuple[type[ExtractSlide], tuple[ExtractConfig]]:
-        return ExtractSlide, (self.config,)
+        return ExtractSlide, (for_worker(self.config, self.config.slide_timeout),)
 
     def __call__(self, entry: SlideEntry) -> list[SlideReport]:
         """Extracts a slide; see :func:`zoomfeat.extraction.extract_bags`."""
@@ -57,7 +59,7 @@ class ExtractSlide:
 
     def _apart(self, entry: SlideEntry, timeout: float) -> list[SlideReport]:
         """The same in a process of its own, which ends when its time is up; it takes the next slide too, if not."""
-        task = type(self)(replace(self.config, slide_timeout=None))
+        task = ExtractSlide(for_worker(self.config))
         if self.watch:
             self.watch(entry)
         try:
@@ -66,9 +68,11 @@ class ExtractSlide:
             error = ZoomfeatError(
                 f"{entry.path}: not finished after {timeout:g} s", cure="Give slide_timeout= more seconds, or none"
             )
-        except ProcessExpired as ended:
+        except (ProcessExpired, BrokenProcessPool) as ended:
+            if isinstance(ended, BrokenProcessPool):  # it ended before it took a slide
+                _stop_pool()
             error = ZoomfeatError(
-                f"{entry.path}: its process ended (exit code {ended.exitcode})",
+                f"{entry.path}: its process ended (exit code {getattr(ended, 'exitcode', 'unknown')})",
                 cure="Often too little memory, or a damaged file: see the last lines of its log in logs/",
             )
         return [failure(entry, error, "slide", encoder=choice.name) for choice in chosen_encoders(self.config)]
@@ -76,6 +80,8 @@ class ExtractSlide:
 
 def load_encoders(config: ExtractConfig, started: Callable[[str], Any] = lambda name: None) -> list[PatchEncoder]:
     """The encoders of a run.
+
+    Where other processes do the work, those of this one only say what they are: they need no GPU.
 
     Args:
         config: of the run.
@@ -85,14 +91,41 @@ def load_encoders(config: ExtractConfig, started: Callable[[str], Any] = lambda 
         ConfigurationError: an unknown encoder or option.
         CheckpointMismatchError: weights that do not fit.
     """
-    return [_load(choice, config, started) for choice in chosen_encoders(config)]
+    here = config.engine.name == "local" and config.slide_timeout is None
+    return [_load(choice, config, config.device if here else "cpu", started) for choice in chosen_encoders(config)]
 
 
-def _load(choice: EncoderConfig, config: ExtractConfig, started: Callable[[str], Any]) -> PatchEncoder:
+def for_worker(config: ExtractConfig, slide_timeout: float | None = None) -> ExtractConfig:
+    """The configuration of a process that does the work itself."""
+    return replace(from_anywhere(config), engine=EngineConfig("local"), slide_timeout=slide_timeout)
+
+
+def from_anywhere(config: ExtractConfig) -> ExtractConfig:
+    """The same with paths that hold in any working folder: that of a worker is another one."""
+    encoder, domain = config.encoder, config.domain
+    weights = getattr(encoder, "weights", None)
+    if encoder is not None and weights and Path(weights).exists():
+        encoder = replace(encoder, **{"weights": str(Path(weights).absolute())})
+    if Path(domain).is_file():
+        domain = str(Path(domain).absolute())
+    options = {
+        name: keys | {key: str(Path(value).absolute()) for key, value in keys.items() if _is_file(key, value)}
+        for name, keys in config.encoder_options.items()
+    }
+    return replace(
+        config, out=str(Path(config.out).absolute()), encoder=encoder, domain=domain, encoder_options=options
+    )
+
+
+def _is_file(key: str, value: object) -> bool:
+    return key == "weights" and isinstance(value, str) and Path(value).exists()
+
+
+def _load(choice: EncoderConfig, config: ExtractConfig, device: str, started: Callable[[str], Any]) -> PatchEncoder:
     started(choice.name)
     options = {key: value for key, value in asdict(choice).items() if key != "name"}
     finest = load_domain(config.domain).steps(config.magnifications)[0]
-    return load_encoder(choice.name, finest, config.device, **options)
+    return load_encoder(choice.name, finest, device, **options)
 
 
 # What a process keeps from slide to slide, of one run: memory is for one model.
