@@ -5,7 +5,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 QUICK ?=
 
-.PHONY: setup demo test test-slow lint docs format bench clean
+.PHONY: setup demo test test-slow coverage lint docs format bench clean
 
 setup: .venv/ready
 
@@ -34,12 +34,15 @@ test: lint docs
 test-slow: setup
 	$(BIN)/pytest -m slow
 
+coverage: setup
+	$(BIN)/pytest -n 2 $(foreach package,zoomfeat mil generation benchmarks,--cov $(package)) --cov-report term-missing:skip-covered
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/python -m benchmarks.speed.network $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick)
 
 clean:
 	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

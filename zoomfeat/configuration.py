@@ -69,7 +69,8 @@ def check_config(config: ExtractConfig) -> None:
     slides, out = Path(config.slides).resolve(), Path(config.out).resolve()
     if slides.is_dir() and (out == slides or slides in out.parents):
         raise ConfigurationError(
-            f"out={config.out} lies inside the slide folder {config.slides}", cure="Keep raw slides apart from results"
+            f"out={config.out} lies inside the slide folder {config.slides}",
+            cure="Choose an out= elsewhere: results are kept apart from raw slides",
         )
 
 

@@ -35,8 +35,15 @@ def slides(folder: Path, count: int = 3, side: int = 1100) -> None:
         make_slide(folder / "slides" / f"{name}.tiff", seed=number, size=(side, side), mpp=0.5)
 
 
+def two_slides(folder: Path) -> None:
+    """``slides/a.tiff`` and ``b.tiff``."""
+    (folder / "slides").mkdir()
+    for seed, name in enumerate("ab"):
+        make_slide(folder / "slides" / f"{name}.tiff", seed=seed, size=(600, 600), mpp=0.5)
+
+
 def one_slide(folder: Path) -> None:
-    """``slide.svs``, which names of the guides are; large enough for a 5x patch at 10240, 8192 only at 20x."""
+    """``slide.svs``, which many guides name."""
     make_slide(folder / "slide.tiff", seed=0, size=(1100, 1100), mpp=0.5)
     (folder / "slide.tiff").rename(folder / "slide.svs")
 
@@ -176,6 +183,7 @@ INPUTS: dict[str, tuple[Maker, ...]] = {
     "docs/encoders.md": (slides, deit),
     "docs/explain.md": (study,),
     "docs/extraction.md": (slides, one_slide),
+    "docs/faq.md": (two_slides,),
     "docs/generation.md": (one_slide,),
     "docs/generation-large.md": (one_slide, pictures),
     "docs/metrics.md": (images,),

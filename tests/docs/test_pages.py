@@ -58,7 +58,7 @@ def test_commands_and_keys_exist(page):
             compile(block.code, page, "exec")
         for command in commands_of(block.code) if block.language == "sh" else ():
             wrong += [f"{block}: {problem}" for problem in _problems(command)]
-    for command in inline_commands(ROOT / page):
+    for command in inline_commands(ROOT / page) if page != "docs/errors.md" else ():  # there they are meant to be wrong
         wrong += [f"{page}: `{command}`: {problem}" for problem in _problems(command)]
     assert not wrong, "\n".join(wrong)
 
@@ -77,11 +77,11 @@ def test_slow_blocks_run(page, reader, hub, tmp_path, monkeypatch):
 
 def _run(page: str, hub: Path, folder: Path, monkeypatch, *, slow: bool) -> None:
     blocks = blocks_of(ROOT / page)
-    run = [block for block in blocks if not block.not_run and (slow or not block.slow) and block.language != "text"]
+    run = [block for block in blocks if not block.not_run and (slow or not block.slow)]
     for block in blocks:
         if block.not_run:
             print(f"{block} is not run: {block.not_run}")
-    if not run:
+    if all(block.language == "text" and not block.file for block in run):
         return
     monkeypatch.setattr("zoomfeat.models.weights.hf_hub_download", lambda repository, file, revision: str(hub / file))
     names = {}

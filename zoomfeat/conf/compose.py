@@ -164,6 +164,9 @@ def _unknown_key(command: str, words: Sequence[str], unknown: str) -> Configurat
             known += [
                 f"{group}.{option}" for option in schema.explanations(configs[choices[chosen]]) if option != "name"
             ]
+    group, dot, _ = unknown.partition(".")
+    if dot and not any(k.startswith(f"{group}.") for k in known) and group in known:
+        return ConfigurationError(f"no key {unknown!r} in {command}", cure=f"This {group} has no keys of its own")
     near = difflib.get_close_matches(unknown, known, n=1) or [k for k in known if k.endswith(f".{unknown}")]
     hint = f"Did you mean {near[0]}? See `zoomfeat {command} --help`" if near else f"Keys are {', '.join(known)}"
     return ConfigurationError(f"no key {unknown!r} in {command}", cure=hint)

@@ -200,6 +200,6 @@ def fetch(repository: str, filename: str, revision: str | None = None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointMismatchError(
             f"hub file {repository}/{filename} could not be had ({type(error).__name__})",
-            cure="Offline? Download it elsewhere and give encoder.weights=path. Gated? Accept its terms on the "
-            "model page and log in with `hf auth login`",
+            cure="Offline? Copy it from elsewhere and name it: encoder.weights=path, or model=path to draw. Gated? "
+            "Accept its terms on the model page and log in with `hf auth login`",
         ) from error
