@@ -18,13 +18,14 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from generation.batches import Batch, Draw, TrainingData, read_images
 from generation.loop import TrainingLoop
 from zoomfeat.conf.schema import DistillConfig
 from zoomfeat.encoders.zoomldm import ZoomLDMEncoder
+from zoomfeat.errors import ConfigurationError
 from zoomfeat.models.denoiser import tap_dims
 from zoomfeat.models.distilled import DistillationRecord, FeatureStudent, LatentEncoder
 from zoomfeat.models.weights import hash_weights
@@ -135,6 +136,13 @@ class _Distillation(TrainingLoop[Batch], Generic[N]):
             partial(read_lesson, grids=teacher.context_encoder is not None),
             magnifications=config.magnifications,
         )
+        if len(range(config.batch_size)[self.share.micro_batches[0][0]]) == 1 and any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
+        ):
+            raise ConfigurationError(
+                "micro-batches of one sample, over which the backbone's batch normalisation has no deviation",
+                cure="Raise batch_size, lower accumulate, or choose a backbone without it, such as convnext_tiny",
+            )
         names = [str(data.ladder.steps[level]) for level in self.training]
         self.config, self.teacher = config, teacher
         self.bare: N = network

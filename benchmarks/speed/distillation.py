@@ -36,6 +36,7 @@ from zoomfeat.files import make_folder, replacing
 from zoomfeat.progress import progress_bar
 
 RESULTS = Path(__file__).parent / "results"
+PROBES = {"lung": lung, "colorectal": colorectal}
 _Z = 1.96  # half of a 95 % interval in standard errors
 
 
@@ -242,6 +243,9 @@ def main() -> None:
     parser.add_argument("--encoder", help="folder of a distilled encoder")
     parser.add_argument("--student", help="folder of a student")
     parser.add_argument("--held-out", default="held-out-*", help="names of the slides that nobody was taught")
+    parser.add_argument(
+        "--probes", nargs="*", default=list(PROBES), choices=PROBES, help="data sets of the linear probe"
+    )
     parser.add_argument("--items", type=int, default=32, help="held-out patches of each magnification")
     parser.add_argument("--repeats", type=int, default=9, help="timed patches of each way, after one that warms up")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder to write to")
@@ -252,7 +256,7 @@ def main() -> None:
     _, held_out = choose_items(data, [], [arguments.held_out], 0)
     taken = times(ways, arguments.repeats)
     near = fidelities(ways, data, held_out, arguments.items, console)
-    scores = probes(ways, [lung(arguments.data), colorectal(arguments.data)], console)
+    scores = probes(ways, [PROBES[name](arguments.data) for name in arguments.probes], console)
     table = [Way(name, *operations(encoder), taken[name], near[name], scores[name]) for name, encoder in ways.items()]
     with replacing(out / "distillation.json") as path:
         path.write_text(json.dumps([asdict(way) for way in table], indent=1), encoding="utf-8")

@@ -212,6 +212,11 @@ def test_local_weights_start_a_backbone_and_others_are_refused(tmp_path, teacher
         initial_network(config_of("student", tmp_path, backbone="resnet1800"), teacher)
 
 
+def test_batch_normalisation_of_one_sample_is_refused(tmp_path, data, teacher):
+    with pytest.raises(ConfigurationError, match="micro-batches of one sample"):
+        run(config_of("student", tmp_path, accumulate=4, backbone="test_resnet"), data, teacher)
+
+
 def test_an_encoder_goes_on_from_another(tmp_path, data, teacher):
     folder = run(config_of("encoder", tmp_path / "first", steps=2), data, teacher) / "model"
     again = initial_network(config_of("encoder", tmp_path, init=str(folder)), teacher)
