@@ -1,4 +1,4 @@
-"""What decoding JPEG tiles at half size does to pixels and features: ``python -m benchmarks.speed.decoding SCAN``.
+"""What decoding JPEG tiles at half size does to pixels and features: ``python -m benchmarks.speed.decoding``.
 
 The scan is taken for a 40x one, so that its 20x patches have twice as many slide pixels a side and ``decode=dct``
 halves them within the JPEG. Its own tiles are read, and the same pixels coded again as YCbCr with the chroma of every
@@ -8,7 +8,6 @@ second column, as most scanners do. Compared with ``decode=exact``, patch by pat
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from dataclasses import asdict, dataclass
@@ -17,12 +16,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before PyTorch is imported
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.speed.textured_slide import SVS, write_textured_slide
+from benchmarks.speed import report
+from benchmarks.speed.textured_slide import SCAN, SVS, write_textured_slide
 from zoomfeat.encoders import PatchEncoder, load_encoder
-from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import Magnification, parse
 from zoomfeat.slides import Slide, find_tissue, make_grid, read_region, regions
 
@@ -106,10 +103,15 @@ def _unit(features: np.ndarray) -> np.ndarray:
 def main() -> None:
     """Prints the table and writes results/decoding.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scan", type=Path, help="a small H&E slide of JPEG tiles")
+    parser.add_argument("scan", type=Path, nargs="?", help="a small H&E slide of JPEG tiles", default=SCAN)
+    parser.add_argument("--quick", action="store_true", help="one um/px, one encoder")
     parser.add_argument("--encoders", nargs="+", default=ENCODERS)
     options = parser.parse_args()
-    encoders = [load_encoder(name, device="cpu") for name in options.encoders]
+    if not options.scan.is_file():
+        report.save(RESULTS, "decoding", {"rows": [], "ratios": {}}, "Not measured: there was no scan.\n")
+        return
+    machine = report.conditions()
+    encoders = [load_encoder(name, device="cpu") for name in options.encoders[: 1 if options.quick else None]]
     with Slide.open(options.scan) as slide:
         size = (slide.width, slide.height)
         (pixels,) = slide.read(0, 0, *size, [size])
@@ -117,18 +119,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         again = Path(folder) / "again.svs"
         write_textured_slide(again, pixels, min(size) // SVS.tile * SVS.tile, 0.25, SVS, levels=1)
-        for mpp in (0.25, 0.2527):
+        for mpp in (0.25,) if options.quick else (0.25, 0.2527):
             rows += effects(options.scan, "as scanned", mpp, encoders)
             rows += effects(again, SVS.name, mpp, encoders)
-    table = Table(title="decode=dct against decode=exact")
-    headings = ("tiles", "um/px", "at", "encoder", "patches", "grey levels", "cosine", "worst", "between patches")
-    for heading in headings:
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(*(f"{value:.5g}" if isinstance(value, float) else str(value) for value in asdict(row).values()))
-    Console().print(table)
-    with replacing(make_folder(RESULTS) / "decoding.json") as out:
-        out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
+    headings = ("tiles", "um/px", "at", "encoder", "patches", "grey levels off", "cosine", "worst", "between patches")
+    cells = [
+        tuple("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value) for value in line)
+        for line in (asdict(row).values() for row in rows)
+    ]
+    report.show("decode=dct against decode=exact", headings, cells)
+    ratios = {
+        f"dct_least_cosine: {encoder.name}": min(r.worst for r in rows if r.encoder == encoder.name)
+        for encoder in encoders
+    }
+    record = {"machine": machine, "rows": [asdict(row) for row in rows], "ratios": ratios}
+    report.save(RESULTS, "decoding", record, report.markdown(headings, cells))
 
 
 if __name__ == "__main__":

@@ -27,10 +27,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does,
 import h5py
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from zoomfeat.files import make_folder, replacing
+from benchmarks.speed import report
+from zoomfeat.files import make_folder
 
 RESULTS = Path(__file__).parent / "results"
 WAYS = ("zoomfeat", "zoomfeat, mixed precision", "torchmil, least", "torchmil, as it comes")
@@ -148,12 +147,13 @@ def run_way(way: str, folder: Path, count: int, epochs: int, dim: int) -> dict[s
 def main() -> None:
     """Prints the table and writes results/mil.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few small bags, to see that the benchmark runs")
-    parser.add_argument("--bags", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help="fewer bags")
+    parser.add_argument("--tiny", action="store_true", help="a few small bags, to see that the benchmark runs")
+    parser.add_argument("--bags", type=int, default=16)
     parser.add_argument("--instances", type=int, default=5000)
     parser.add_argument("--dim", type=int, default=960)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -161,8 +161,11 @@ def main() -> None:
         print(json.dumps(run_way(options.worker, options.folder, options.bags, options.epochs, options.dim)))
         return
     if options.quick:
-        options.bags, options.instances, options.dim, options.epochs = 8, 50, 16, 1
-    sizes = (options.bags // 4, options.bags)
+        options.bags, options.repeats = 8, 1
+    if options.tiny:
+        options.bags, options.instances, options.dim, options.epochs, options.repeats = 8, 50, 16, 1, 1
+    machine = report.conditions()
+    sizes = (options.bags,) if options.quick else (options.bags // 4, options.bags)
     runs: dict[tuple[str, int], list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -170,44 +173,43 @@ def main() -> None:
         for _ in range(options.repeats):
             for count in sizes:
                 for way in WAYS:
-                    found = measure(way, folder, count, options.epochs, options.dim, alone=not options.quick)
+                    found = measure(way, folder, count, options.epochs, options.dim, alone=not options.tiny)
                     runs.setdefault((way, count), []).append(found)
-    best = {key: min(found, key=lambda run: run["seconds"]) for key, found in runs.items()}
-    table = Table(
-        title=f"{options.instances} x {options.dim}, {options.epochs} epochs, {torch.get_num_threads()} threads"
-    )
-    for heading in ("way", "bags", "seconds", "bags/s", "peak MiB"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
-    for (way, count), found in best.items():
-        table.add_row(
-            way, str(count), f"{found['seconds']:.1f}", f"{found['bags_per_second']:.1f}", f"{found['peak_mib']:.0f}"
-        )
-    seconds = {way: best[way, options.bags]["seconds"] for way in WAYS}
+    typical = {key: sorted(found, key=lambda run: run["seconds"])[len(found) // 2] for key, found in runs.items()}
+    headings = ("way", "bags", "seconds", "bags/s", "peak MiB")
+    rows = [
+        (way, str(count), f"{found['seconds']:.1f}", f"{found['bags_per_second']:.1f}", f"{found['peak_mib']:.0f}")
+        for (way, count), found in typical.items()
+    ]
+    seconds = {way: typical[way, options.bags]["seconds"] for way in WAYS}
     ratios = {
-        f"{mine} against {other}": seconds[other] / seconds[mine]
-        for mine in WAYS
-        for other in WAYS
-        if mine.startswith("zoomfeat") and other.startswith("torchmil")
+        "mil_vs_torchmil": seconds["torchmil, least"] / seconds["zoomfeat"],
+        "mil_vs_torchmil_as_it_comes": seconds["torchmil, as it comes"] / seconds["zoomfeat"],
+        "mil_mixed_precision_vs_torchmil": seconds["torchmil, least"] / seconds["zoomfeat, mixed precision"],
     }
-    growth = {way: best[way, options.bags]["peak_mib"] - best[way, sizes[0]]["peak_mib"] for way in WAYS}
-    console = Console()
-    console.print(table)
-    console.print(f"{options.bags} bags, how many times faster:")
-    for pair, ratio in ratios.items():
-        console.print(f"  {pair}: {ratio:.2f}")
-    console.print(
-        f"MiB more for {options.bags} than for {sizes[0]} bags: " + str({k: round(v) for k, v in growth.items()})
+    growth = (
+        {way: typical[way, options.bags]["peak_mib"] - typical[way, sizes[0]]["peak_mib"] for way in WAYS}
+        if len(sizes) > 1
+        else {}
     )
+    report.show("MIL training", headings, rows)
+    lead = (
+        f"Bags of {options.instances:,} x {options.dim} float32, {options.epochs} epochs, attention pooling, "
+        f"{torch.get_num_threads()} threads, each run in a process of its own, median of {options.repeats}; "
+        f"{report.described(machine)}.\n\n"
+    )
+    more = ", ".join(f"{way} {mib:.0f}" for way, mib in growth.items())
+    closing = f"\nMiB more for {options.bags} than for {sizes[0]} bags: {more}.\n" if growth else ""
     record = {
-        "size": "quick" if options.quick else "full",
+        "machine": machine,
+        "size": "tiny" if options.tiny else "quick" if options.quick else "full",
         "threads": torch.get_num_threads(),
         "epochs": options.epochs,
-        "runs": [{"way": way, "bags": count, **found} for (way, count), found in best.items()],
+        "runs": [{"way": way, "bags": count, **found} for (way, count), found in typical.items()],
         "ratios": ratios,
         "memory_growth_mib": growth,
     }
-    with replacing(make_folder(RESULTS) / "mil.json") as path:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    report.save(RESULTS, "mil", record, lead + report.markdown(headings, rows) + closing)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before PyTorch is imported
@@ -85,9 +86,7 @@ def peaks(repeats: int) -> list[Cost]:
     calls: dict[str, Callable[[], object]] = {"matrix product, 2048 x 2048": lambda: a @ b}
     for channels, side in ((128, 256), (256, 128), (512, 64)):
         image, kernel = torch.rand(1, channels, side, side), torch.rand(channels, channels, 3, 3)
-        calls[f"convolution, {channels} channels, {side} px"] = lambda image=image, kernel=kernel: functional.conv2d(
-            image, kernel, padding=1
-        )
+        calls[f"convolution, {channels} channels, {side} px"] = partial(functional.conv2d, image, kernel, padding=1)
     with torch.inference_mode():
         return [
             Cost(name, gflop(call), seconds)
@@ -119,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two timed runs of each part")
     parser.add_argument("--tiny", action="store_true", help="the tiny model, to see that the benchmark runs")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each part, after one that warms up")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each part, after one that warms up")
     options = parser.parse_args()
     if options.quick:
         options.repeats = 2
@@ -158,6 +157,7 @@ def main() -> None:
         "parameters": parameters,
         "peaks": [asdict(cost) for cost in best],
         "costs": [asdict(cost) for cost in costs],
+        "patch": [encode.part, lean.part],
         "gflop_per_patch": per_patch,
         "ratios": ratios,
     }

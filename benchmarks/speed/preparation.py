@@ -7,9 +7,7 @@ magnification. Run with ``python -m benchmarks.speed.preparation``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +16,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before PyTorch is imported
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.speed import report
 from generation.prepare import Tools, prepare_slide, tissue_thresholds
 from zoomfeat.conf.schema import PrepareConfig
-from zoomfeat.files import make_folder, replacing
+from zoomfeat.files import make_folder
 from zoomfeat.slides import SlideEntry
 from zoomfeat.slides.synthetic import make_slide
 
@@ -76,15 +73,15 @@ def _timed(way: str, slide: SlideEntry, configs: list[PrepareConfig], tools: Too
 def main() -> None:
     """Prints the table and writes results/preparation.json."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a slide of 2048 px, to see that the benchmark runs")
+    parser.add_argument("--quick", action="store_true", help="the same: it is small as it is")
+    parser.add_argument("--side", type=int, default=2048, help="of the slide in px")
     parser.add_argument("--first-stage", help="as the key of `zoomfeat prepare`, for example zoomldm-tiny")
     options = parser.parse_args()
-    side = 2048 if options.quick else 8192
-    console = Console()
+    side = options.side
+    machine = report.conditions()
     with tempfile.TemporaryDirectory() as folder:
         slide = SlideEntry("synthetic", Path(folder) / "synthetic.tiff")
-        with console.status("drawing a synthetic slide"):
-            make_slide(slide.path, seed=0, size=(side, side), mpp=0.5)
+        make_slide(slide.path, seed=0, size=(side, side), mpp=0.5)
         config = PrepareConfig(
             slides=str(slide.path),
             out=str(make_folder(Path(folder) / "set")),
@@ -96,22 +93,23 @@ def main() -> None:
         runs = measure(slide, config, tools)
     together, separate = runs
     ratio = together.rate / separate.rate
-    table = Table(title=f"{side} x {side} px at 20x, {config.ssl_encoder}, {torch.get_num_threads()} threads")
-    for heading in ("way", "patches", "seconds", "patches/s"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
-    for run in runs:
-        table.add_row(run.way, str(run.patches), f"{run.seconds:.1f}", f"{run.rate:.1f}")
-    console.print(table)
-    console.print(f"first stage: {options.first_stage or 'none, no latents'}; ratio {ratio:.2f}x")
+    headings = ("way", "patches", "seconds", "patches/s")
+    rows = [(run.way, str(run.patches), f"{run.seconds:.1f}", f"{run.rate:.1f}") for run in runs]
+    report.show("preparation", headings, rows)
+    latents = f"latents by {options.first_stage}" if options.first_stage else "no latents"
+    lead = (
+        f"A synthetic slide of {side} px a side at 20x, {config.ssl_encoder}, {latents}, {torch.get_num_threads()} "
+        f"threads, once; {report.described(machine)}.\n\n"
+    )
     record = {
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": machine,
         "side": side,
         "first_stage": options.first_stage,
         "runs": [asdict(run) for run in runs],
         "ratio": ratio,
+        "ratios": {"preparation_one_pass_vs_one_a_magnification": ratio},
     }
-    with replacing(make_folder(RESULTS) / "preparation.json") as path:
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    report.save(RESULTS, "preparation", record, lead + report.markdown(headings, rows))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,17 @@ import tifffile
 
 from zoomfeat.files import replacing
 from zoomfeat.slides import Slide, find_tissue
+from zoomfeat.slides.synthetic import draw_tissue
 
+SCAN = Path(__file__).parents[3] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
+"""A small scan of OpenSlide's test data (CC0), where the checkout has it."""
 TEXTURE = (1024, 1536)
 """Width and height of the texture in px."""
 MARK = "SYNTHETIC: texture of one scan, mirrored"
 _GLASS = (244, 243, 244)
 _STEP = 4  # between two levels of the pyramid
 _BLOCK = 16  # tiles a side that are tissue or glass as a whole: one tile of the third level
-_RADIUS = 0.4  # of the tissue, in sides of the slide
+_RADIUS = 0.4
 _COLOUR_CODES = {"ycbcr": 3, "rgb": 2}  # of libjpeg
 
 
@@ -74,8 +77,26 @@ def scan_texture(path: Path) -> np.ndarray:
         return slide.read(int(x[best]), int(y[best]), width, height, [TEXTURE])[0]
 
 
+def usual_texture(scan: Path | None = None) -> tuple[np.ndarray, str]:
+    """A texture, and what it is of: the scan, else `SCAN`, else drawn tissue, whose JPEGs are smaller than a scan's.
+
+    Args:
+        scan: a small H&E slide at about 0.5 um/px.
+    """
+    if scan is None and not SCAN.is_file():
+        return draw_tissue(TEXTURE, 0.5, seed=0), "drawn tissue"
+    scan = scan or SCAN
+    return scan_texture(scan), scan.name
+
+
 def write_textured_slide(
-    path: Path, texture: np.ndarray, side: int, mpp: float, layout: JpegLayout = SVS, levels: int = 3
+    path: Path,
+    texture: np.ndarray,
+    side: int,
+    mpp: float,
+    layout: JpegLayout = SVS,
+    levels: int = 3,
+    radius: float = _RADIUS,
 ) -> None:
     """Writes a square pyramid.
 
@@ -86,6 +107,7 @@ def write_textured_slide(
         mpp: um/px that the file claims.
         layout: of its tiles.
         levels: of the pyramid, each 4 times coarser than the one before.
+        radius: of the tissue, in sides of the slide.
     """
     objective = round(10 / mpp)
     rows, columns = (length // layout.tile * layout.tile for length in texture.shape[:2])
@@ -98,7 +120,7 @@ def write_textured_slide(
             pixels = _STEP**level
             across = -(-side // pixels)
             tiff.write(
-                _tiles(texture, level, side, layout),
+                _tiles(texture, level, side, layout, radius),
                 shape=(across, across, 3),
                 dtype=np.uint8,
                 tile=(layout.tile, layout.tile),
@@ -117,7 +139,7 @@ def write_textured_slide(
             texture = cv2.resize(texture, (width // _STEP, height // _STEP), interpolation=cv2.INTER_AREA)
 
 
-def _tiles(texture: np.ndarray, level: int, side: int, layout: JpegLayout) -> Iterator[bytes]:
+def _tiles(texture: np.ndarray, level: int, side: int, layout: JpegLayout, radius: float) -> Iterator[bytes]:
     """The compressed tiles of one level, row by row; each that recurs is encoded once."""
     mirrored = np.concatenate([texture, texture[::-1]])
     mirrored = np.concatenate([mirrored, mirrored[:, ::-1]], axis=1)
@@ -127,7 +149,7 @@ def _tiles(texture: np.ndarray, level: int, side: int, layout: JpegLayout) -> It
     across = -(-side // _STEP**level)
     for top in range(0, across, layout.tile):
         for left in range(0, across, layout.tile):
-            if not _is_tissue(left * _STEP**level, top * _STEP**level, side, _BLOCK * layout.tile):
+            if not _is_tissue(left * _STEP**level, top * _STEP**level, side, _BLOCK * layout.tile, radius):
                 yield glass
                 continue
             corner = top % height, left % width
@@ -138,11 +160,11 @@ def _tiles(texture: np.ndarray, level: int, side: int, layout: JpegLayout) -> It
             yield encoded[corner]
 
 
-def _is_tissue(x: int, y: int, side: int, block: int) -> bool:
+def _is_tissue(x: int, y: int, side: int, block: int, radius: float) -> bool:
     """Whether the block around a level-0 position lies in the disc of tissue."""
     starts = (place // block * block for place in (x, y))
     centre = ((start + min(start + block, side)) / 2 - side / 2 for start in starts)
-    return math.hypot(*centre) < _RADIUS * side
+    return math.hypot(*centre) < radius * side
 
 
 def _encode(tile: np.ndarray, layout: JpegLayout) -> bytes:

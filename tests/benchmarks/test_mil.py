@@ -76,10 +76,11 @@ def test_regions_become_bags(shared, monkeypatch, tmp_path):
 
 def test_speed_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(speed, "RESULTS", tmp_path)
-    monkeypatch.setattr("sys.argv", ["mil", "--quick"])
+    monkeypatch.setattr("sys.argv", ["mil", "--tiny"])
     speed.main()
-    assert "times faster" in capsys.readouterr().out
+    assert "bags/s" in capsys.readouterr().out
     record = json.loads((tmp_path / "mil.json").read_text())
-    assert record["size"] == "quick"
+    assert record["size"] == "tiny"
     assert {run["way"] for run in record["runs"]} == set(speed.WAYS)
     assert all(run["bags_per_second"] > 0 for run in record["runs"])
+    assert record["ratios"]["mil_vs_torchmil"] > 0

@@ -15,18 +15,19 @@ from zoomfeat.models.summarizer import Summarizer
 
 def test_quick_run_leaves_a_record(monkeypatch, tmp_path):
     monkeypatch.setattr(network, "RESULTS", tmp_path)
-    monkeypatch.setattr("sys.argv", ["network", "--quick", "--repeats", "1"])
+    monkeypatch.setattr("sys.argv", ["network", "--tiny", "--repeats", "1"])
     network.main()
     record = json.loads((tmp_path / "network.json").read_text())
     assert record["size"] == "tiny"
     assert all(cost["gflop"] > 0 and cost["seconds"] > 0 for cost in record["costs"])
-    assert record["ratios"].keys() >= {"denoiser_default_tap_vs_whole"}
+    assert record["ratios"].keys() >= {"denoiser_default_tap_vs_whole", "patch_share_of_convolution_peak"}
+    assert "share of the convolution peak" in (tmp_path / "network.md").read_text()
 
 
 def test_stopping_early_costs_fewer_operations():
     costs = {cost.part: cost.gflop for cost in network.measure(untrained_tiny(), repeats=1)}
-    _, whole, default, mid = costs.values()
-    assert mid < default < whole
+    _, whole, default, lean, mid = costs.values()
+    assert mid < lean < default < whole
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,7 @@ def test_both_ways_make_the_same_number_of_patches(tmp_path):
 
 def test_quick_run_leaves_a_record(monkeypatch, tmp_path):
     monkeypatch.setattr(preparation, "RESULTS", tmp_path)
-    monkeypatch.setattr(preparation, "make_slide", lambda path, **_: make_slide(path, seed=0, size=(768, 768)))
-    monkeypatch.setattr("sys.argv", ["preparation", "--quick"])
+    monkeypatch.setattr("sys.argv", ["preparation", "--side", "768"])
     preparation.main()
     record = json.loads((tmp_path / "preparation.json").read_text())
     assert record["ratio"] > 0
