@@ -60,7 +60,9 @@ def changed(task: Task, config: BenchmarkConfig) -> Task:
         protocol = dataclasses.replace(protocol, seeds=tuple(config.seeds))
     if config.epochs is not None:
         protocol = dataclasses.replace(protocol, training=protocol.training | {"epochs": config.epochs})
-    return dataclasses.replace(task, protocol=protocol, size=config.size or task.size)
+    size = config.size or task.size
+    patients = task.patients_sha256 if size == task.size else None  # a cohort of another size has others
+    return dataclasses.replace(task, protocol=protocol, size=size, patients_sha256=patients)
 
 
 def command_of(config: BenchmarkConfig) -> str:

@@ -16,7 +16,7 @@ from zoomfeat.slides.synthetic import MARK
 # A 20x slide, a 40x slide, and one whose um/px is no power of two times another's; each of another stain.
 _SLIDES = (
     SlidePlan("phantom-20x", "patient-1", "both", (1,), mpp=0.5, stain="A"),
-    SlidePlan("phantom-40x", "patient-2", "apart", (2,), mpp=0.25, stain="B", pen="green"),
+    SlidePlan("phantom-40x", "patient-2", "architecture", (2,), mpp=0.25, stain="B", pen="green"),
     SlidePlan("phantom-0.4601", "patient-3", "nuclei", (3,), mpp=0.4601, stain="C"),
 )
 

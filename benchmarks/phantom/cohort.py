@@ -28,9 +28,8 @@ slides/      pyramidal TIFF with um/px; the words also stand in a corner of ever
 truth/       what was planted in each slide, in level-0 pixels
 labels.csv   patients, labels, what was planted, and how each slide was cut, stained and scanned
 
-label is 1 where large nuclei (seen at 20x) and fused glands (seen at 5x) stand in one lesion. Either alone, and both
-in two lesions, are 0. Made by `python -m benchmarks.phantom`; no patient, no tissue, no use for any claim about
-medicine.
+label is 1 where the lesion has large nuclei (seen at 20x) and nested glands (seen at 5x), and 0 where it has one of
+them. Made by `python -m benchmarks.phantom`; no patient, no tissue, no use for any claim about medicine.
 """
 
 
@@ -87,16 +86,14 @@ def write_slide(out: Path, plan: SlidePlan) -> None:
     if path.exists() and truth_path.exists():
         return
     image, layout = draw_slide(plan)
-    lesions = []
-    for lesion in layout.lesions:
-        polygon = np.round(lesion.polygon / plan.mpp, 1)
-        box = (*polygon.min(0).tolist(), *polygon.max(0).tolist())
-        target = lesion.large_nuclei and lesion.fused_glands
-        points = [(x, y) for x, y in polygon.tolist()]
-        lesions.append(PlantedLesion(lesion.large_nuclei, lesion.fused_glands, target, box, points))
+    lesion = layout.lesion
+    polygon = np.round(lesion.polygon / plan.mpp, 1)
+    box = (*polygon.min(0).tolist(), *polygon.max(0).tolist())
+    points = [(x, y) for x, y in polygon.tolist()]
+    planted = PlantedLesion(lesion.large_nuclei, lesion.nested_glands, bool(plan.label), box, points)
     height, width = image.shape[:2]
     write_pyramid(path, image, plan.mpp)
-    Truth(plan.slide_id, width, height, plan.mpp, plan.label, plan.group, lesions).save(truth_path)
+    Truth(plan.slide_id, width, height, plan.mpp, plan.label, plan.group, [planted]).save(truth_path)
 
 
 def labels_table(plans: Iterable[SlidePlan]) -> pd.DataFrame:
@@ -107,8 +104,8 @@ def labels_table(plans: Iterable[SlidePlan]) -> pd.DataFrame:
             "patient_id": plan.patient_id,
             "label": plan.label,
             "group": plan.group,
-            "large_nuclei": int(any(nuclei for nuclei, _ in GROUPS[plan.group])),
-            "fused_glands": int(any(glands for _, glands in GROUPS[plan.group])),
+            "large_nuclei": int(GROUPS[plan.group][0]),
+            "nested_glands": int(GROUPS[plan.group][1]),
             "stain": plan.stain,
             "mpp": plan.mpp,
             "thickness": plan.thickness,

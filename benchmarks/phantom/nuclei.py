@@ -46,13 +46,13 @@ class NucleusKind:
     ragged: float
 
 
-SMALL = NucleusKind(3.3, 0.08, 1.35, 1.45, 0.45, 0.08, 0.08, 0, 0.03)
-LARGE = NucleusKind(5.8, 0.13, 1.22, 1.05, 0.80, 0.50, 0.60, 2, 0.05)
+SMALL = NucleusKind(3.5, 0.08, 1.35, 1.45, 0.45, 0.08, 0.08, 0, 0.03)
+LARGE = NucleusKind(5.0, 0.10, 1.22, 0.92, 0.80, 0.50, 1.40, 2, 0.04)
 FIBROBLAST = NucleusKind(3.3, 0.12, 4.2, 1.40, 0.5, 0.12, 0.05, 0, 0.03)
 LYMPHOCYTE = NucleusKind(2.9, 0.07, 1.08, 1.85, 0.7, 0.16, 0.05, 0, 0.03)
 
 # Distance between neighbours in a row of epithelium, chosen so that large and small nuclei cover a like share.
-_ROW_SPACING_UM = {False: 7.8, True: 12.8}
+_ROW_SPACING_UM = {False: 8.2, True: 11.4}
 _INNER_ROW_SHARE = 0.9
 
 

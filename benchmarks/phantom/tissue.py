@@ -1,4 +1,4 @@
-"""The layout of a slide, at 1 um/px: tissue on glass, two lesions, ducts, fat, stroma with its fibres."""
+"""The layout of a slide, at 1 um/px: tissue on glass, a lesion, ducts, fat, stroma with its fibres."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.phantom.glands import Glands, ducts, joined, pack
 from benchmarks.phantom.nuclei import FIBROBLAST, LYMPHOCYTE, Nuclei
 from benchmarks.phantom.plan import GROUPS, SlidePlan
 
-_LESION_RADIUS_UM = (285.0, 345.0)
+_LESION_RADIUS_UM = (450.0, 510.0)
 _STROMAL_NUCLEI_MM2 = 2000.0
 _LYMPHOCYTES_MM2 = 350.0
 _FAT_CORNER_UM = 12  # how round the corners of fat cells are
@@ -25,7 +25,7 @@ class Lesion:
 
     polygon: NDArray[np.float64]
     large_nuclei: bool
-    fused_glands: bool
+    nested_glands: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +33,8 @@ class Layout:
     """What lies where. Fields are ``(h, w)`` float32 at 1 um/px, lengths in um.
 
     Attributes:
-        lesions: the planted regions.
-        glands: all of them, in lesions and between.
+        lesion: the planted region.
+        glands: all of them, in the lesion and around it.
         tissue: above 0.5 inside the tissue.
         epithelium: share of each pixel that is epithelium; lumens are cut out.
         lumen: share that is lumen.
@@ -45,7 +45,7 @@ class Layout:
         stromal: fibroblasts and lymphocytes.
     """
 
-    lesions: list[Lesion]
+    lesion: Lesion
     glands: Glands
     tissue: Field
     epithelium: Field
@@ -62,16 +62,13 @@ def lay_out(rng: np.random.Generator, plan: SlidePlan) -> Layout:
     width, height = (round(side) for side in plan.size_um)
     shape = (height, width)
     tissue = _tissue(rng, shape)
-    lesions = _lesions(rng, plan)
-    parts = [
-        pack(rng, lesion.polygon, large_nuclei=lesion.large_nuclei, fused=lesion.fused_glands) for lesion in lesions
-    ]
-    taken = _filled([lesion.polygon for lesion in lesions], shape)
+    lesion = _lesion(rng, plan)
+    taken = _filled([lesion.polygon], shape)
     fat = _fat(rng, tissue, taken)
     away = cv2.distanceTransform(((taken < 0.5) & (fat < 0.3)).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
     room = (away > 85) & (cv2.GaussianBlur(tissue, (0, 0), 40) > 0.9)
-    parts.append(ducts(rng, _scattered(rng, room, spacing=230)))
-    glands = joined(parts)
+    planted = pack(rng, lesion.polygon, large_nuclei=lesion.large_nuclei, nested=lesion.nested_glands)
+    glands = joined([planted, ducts(rng, _scattered(rng, room, spacing=230))])
     lumen = _filled(glands.lumen_edge(), shape)
     solid = _filled(glands.wall(), shape)
     secretion = _filled(glands.lumen_edge(), shape, np.round(255 * glands.secretion)) * lumen
@@ -80,7 +77,7 @@ def lay_out(rng: np.random.Generator, plan: SlidePlan) -> Layout:
     fibres, direction = _fibres(rng, solid)
     stroma = (tissue > 0.5) & (cv2.dilate(solid, np.ones((7, 7))) < 0.1) & (cv2.dilate(fat, np.ones((5, 5))) < 0.1)
     stromal = _stromal(rng, stroma, direction)
-    return Layout(lesions, glands, tissue, epithelium, lumen, secretion, wall, fat, fibres, stromal)
+    return Layout(lesion, glands, tissue, epithelium, lumen, secretion, wall, fat, fibres, stromal)
 
 
 def _tissue(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
@@ -94,21 +91,16 @@ def _tissue(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
     return np.clip(0.5 + field * 0.395 * height / 3, 0, 1)  # 3 um soft
 
 
-def _lesions(rng: np.random.Generator, plan: SlidePlan) -> list[Lesion]:
+def _lesion(rng: np.random.Generator, plan: SlidePlan) -> Lesion:
+    """A round region about the middle, where it fills a whole patch of 5x (512 um) whatever its radius."""
     width, height = plan.size_um
-    kinds = GROUPS[plan.group]
-    order = rng.permutation(2)
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    lesions = []
-    for place, side in enumerate((-1, 1)):
-        large, fused = kinds[order[place]]
-        middle = np.array([width / 2 + side * 0.2 * width, 0.54 * height]) + rng.uniform(-45, 45, 2)
-        phase = rng.uniform(0, 2 * np.pi, 3)
-        wobble = sum(rng.normal(0, 0.04) * np.cos((i + 2) * angle + phase[i]) for i in range(3))
-        radius = rng.uniform(*_LESION_RADIUS_UM) * (1 + wobble)
-        polygon = middle + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        lesions.append(Lesion(polygon, bool(large), bool(fused)))
-    return lesions
+    middle = np.array([width / 2, 0.54 * height]) + rng.uniform(-45, 45, 2)
+    phase = rng.uniform(0, 2 * np.pi, 3)
+    wobble = sum(rng.normal(0, 0.04) * np.cos((i + 2) * angle + phase[i]) for i in range(3))
+    radius = rng.uniform(*_LESION_RADIUS_UM) * (1 + wobble)
+    polygon = middle + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return Lesion(polygon, *GROUPS[plan.group])
 
 
 def _filled(

@@ -24,14 +24,14 @@ class PlantedLesion:
 
     Attributes:
         large_nuclei: what it looks like at 20x.
-        fused_glands: what it looks like at 5x.
+        nested_glands: what it looks like at 5x.
         target: whether it makes the patient positive: both at once.
         box: left, top, right and bottom in level-0 pixels.
         polygon: its outline, x and y in level-0 pixels.
     """
 
     large_nuclei: bool
-    fused_glands: bool
+    nested_glands: bool
     target: bool
     box: tuple[float, float, float, float]
     polygon: list[tuple[float, float]]
