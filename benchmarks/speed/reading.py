@@ -231,7 +231,7 @@ def _ways(path: Path, plan: list[Region], grid: Grid) -> dict[str, Way]:
 
         return prepare
 
-    def patch_by_patch(reader: Callable[[Path, ExitStack], ReadBox], finish: Callable[[np.ndarray], object]) -> Way:
+    def patch_by_patch(reader: Callable[[Path, ExitStack], ReadBox], finish: Callable[[Any], object]) -> Way:
         def prepare(opened: ExitStack) -> Callable[[], None]:
             read = reader(path, opened)
 
@@ -388,7 +388,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=160, help="20x patches read of each")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    cases = CASES
+    cases: tuple[Case, ...] = CASES
     if options.quick:
         options.patches, cases = (
             100,
