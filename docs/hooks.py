@@ -1,4 +1,4 @@
-"""Pages of the documentation that follow from the project itself: the command line, the model card, the changes."""
+"""Pages of the documentation that follow from something else: the command line, the model card, changes, notebooks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 from zoomfeat.cli import COMMANDS, main
 
@@ -22,6 +23,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     for path, text in {"zoomldm-tiny.md": card, "changes.md": changes, "reference/cli.md": _commands()}.items():
         files.append(File.generated(config, path, content=text))
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        text, resources = MarkdownExporter().from_filename(str(notebook), {"unique_key": notebook.stem})
+        files.remove(next(file for file in files if file.src_uri == f"notebooks/{notebook.name}"))
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=text))
+        for name, picture in resources["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     return files
 
 

@@ -35,6 +35,15 @@ def slides(folder: Path, count: int = 3, side: int = 1100) -> None:
         make_slide(folder / "slides" / f"{name}.tiff", seed=number, size=(side, side), mpp=0.5)
 
 
+def first_hour(folder: Path) -> None:
+    """What the recipes of the README name; synthetic under the name of the slide that they show."""
+    slides(folder, count=5, side=600)
+    (folder / "slides" / "slide.tiff").rename(folder / "slides" / "CMU-1-Small-Region.svs")
+    names = sorted(path.stem for path in (folder / "slides").iterdir())
+    write_labels(folder, names, np.arange(len(names)) % 2)
+    pictures(folder)
+
+
 def two_slides(folder: Path) -> None:
     """``slides/a.tiff`` and ``b.tiff``."""
     (folder / "slides").mkdir()
@@ -167,12 +176,6 @@ def deit(folder: Path) -> None:
     save_file(network.state_dict(), folder / "model.safetensors")
 
 
-def patches(folder: Path) -> dict[str, Any]:
-    """``images`` of Python examples: two patches."""
-    tissue = draw_tissue((512, 256), 0.5, seed=3)
-    return {"images": np.stack([tissue[:, :256], tissue[:, 256:]])}
-
-
 INPUTS: dict[str, tuple[Maker, ...]] = {
     "docs/benchmarks.md": (graded,),
     "docs/leaderboard.md": (records,),
@@ -190,6 +193,6 @@ INPUTS: dict[str, tuple[Maker, ...]] = {
     "docs/mil.md": (runs, hrd),
     "docs/mil-heads.md": (bags,),
     "docs/model-card.md": (release, slides),
-    "README.md": (slides, patches),
+    "README.md": (first_hour,),
 }
 """What the folder of a page holds before its first block runs."""
