@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -52,6 +53,21 @@ def test_two_workers_of_dask_make_the_bags_of_one_process(small, extract_config,
     processes = {path.read_text().splitlines()[0] for path in (tmp_path / "dask" / "logs").glob("*.log")}
     assert all(f"process {os.getpid()} " not in line for line in processes)
     assert check_folder(tmp_path / "dask") == []
+
+
+@pytest.mark.parametrize("encoder", ["color-stats", pytest.param("zoomldm-tiny", marks=pytest.mark.slow)])
+def test_batches_workers_and_resuming_do_not_change_a_bit(small, extract_config, tmp_path, encoder):
+    (tmp_path / "two.csv").write_text(f"path\n{small}/slide-0.tiff\n{small}/slide-1.tiff\n")
+    made = []
+    for batch, workers, resumed in itertools.product((1, 7, 64), (1, 2), (False, True)):
+        words = ("preview=false", "min_tissue=0.05", f"batch_size={batch}", f"workers={workers}")
+        name = f"{batch}-{workers}-{resumed}"
+        if resumed:
+            extract(extract_config(small / "slide-1.tiff", *words, out=name, encoder=encoder))
+        assert extract(extract_config(tmp_path / "two.csv", *words, out=name, encoder=encoder)) == 0
+        made.append(bags(tmp_path / name))
+    assert len(made[0]) == 2
+    assert all(other == made[0] for other in made)
 
 
 def test_a_run_leaves_its_record_logs_and_summary(small, extract_config, tmp_path, capsys):

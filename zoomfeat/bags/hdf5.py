@@ -6,6 +6,7 @@ further scale adds ``features_5x``, ``coords_5x`` and ``parent_5x``. docs/bag-fo
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -57,7 +58,10 @@ def write(
     """
     if dtype not in FEATURE_TYPES:
         raise ConfigurationError(f"dtype {dtype!r}", cure=f"Use one of {', '.join(FEATURE_TYPES)}")
-    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    # Made in memory and written by Python: where the disk is full while HDF5 writes, closing the file ends the process
+    # (a segmentation fault, seen with HDF5 2.0; tests/zoomfeat/test_faults.py).
+    image = io.BytesIO()
+    with h5py.File(image, "w") as file:
         file.attrs["schema"] = SCHEMA
         file.attrs["magnifications"] = json.dumps([scale.magnification for scale in scales])
         file.attrs["kept"] = json.dumps({scale.magnification: len(scale) for scale in scales})
@@ -72,7 +76,8 @@ def write(
         if fused is not None:
             file.create_dataset("features_fused", data=stored_as(fused, dtype))
         file.attrs["complete"] = True
-        file.flush()
+    with replacing(path) as temporary:
+        temporary.write_bytes(image.getbuffer())
 
 
 def read(path: Path) -> tuple[tuple[StoredScale, ...], dict[str, NDArray[np.int32]], BagMetadata]:
