@@ -1,4 +1,4 @@
-"""The diagrams of docs/how-it-works.md, drawn from coordinates: ``python -m benchmarks.diagrams docs/``."""
+"""The diagrams of docs/how-it-works.md and the picture of the README: ``python -m benchmarks.diagrams docs/``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+import matplotlib.image
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -113,6 +114,55 @@ def draw_diagrams(folder: Path) -> list[Path]:
     return paths
 
 
+def draw_overview(folder: Path) -> Path:
+    """The picture of the README, ``overview.png``: slide, patches, bag, map, table.
+
+    Args:
+        folder: where ``preview.png`` and ``explain.png`` are (pictures of CMU-1-Small-Region that zoomfeat made), and
+            ``results/phantom.md``, whose first rows are the table.
+    """
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    grid, bag, heat, table = figure.subplots(1, 4, width_ratios=(0.95, 1.0, 0.95, 1.25))
+    pictures = {name: matplotlib.image.imread(folder / f"{name}.png") for name in ("preview", "explain")}
+    height, width = pictures["explain"].shape[:2]
+    left, top, right, bottom = (int(share * side) for share, side in zip(_MAP, (width, height) * 2, strict=True))
+    for axes, picture, title in (
+        (grid, pictures["preview"][96:1162], "slide, patches at 5x and 20x"),
+        (heat, pictures["explain"][top:bottom, left:right], "where a MIL head looks"),
+    ):
+        axes.imshow(picture)
+        axes.set_title(title, fontsize=11)
+        axes.axis("off")
+    _size(bag, 3.4, 4.6)
+    bag.set_title("bag: one HDF5 file", fontsize=11)
+    _box(bag, 0.2, 3.0, 3.0, 1.1, "features (37, D)\none row a 20x patch", _BLUE)
+    _box(bag, 0.2, 1.6, 3.0, 1.1, "features_5x (6, D)\nparent_5x (37,)", _ORANGE)
+    _box(bag, 0.2, 0.2, 3.0, 1.1, "fused (37, 2 D)\n20x beside its 5x parent", _GREEN)
+    table.set_title("table, with intervals", fontsize=11)
+    table.axis("off")
+    rows = _rows(folder / "results" / "phantom.md")
+    drawn = table.table(rows[1:], colLabels=rows[0], loc="center", cellLoc="left", edges="horizontal")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(9)
+    drawn.auto_set_column_width(list(range(len(rows[0]))))
+    drawn.scale(1, 1.9)
+    path = folder / "overview.png"
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, facecolor="white")
+    return path
+
+
+_MAP = (0.16, 0.074, 0.598, 0.723)  # where the map lies on explain.png, in shares: left, top, right, bottom
+
+
+def _rows(page: Path, shown: int = 7) -> list[list[str]]:
+    """The first table of a page of results: encoder, magnification, head and the metric with its interval."""
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    cells = [[cell.strip(" `*") for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2 : 1 + shown])]
+    kept = [cells[0].index(name) for name in ("encoder", "magnification", "head", "ours [95 %]")]
+    return [["AUROC [95 %]" if cell == "ours [95 %]" else cell for cell in (row[at] for at in kept)] for row in cells]
+
+
 def _size(axes: Axes, width: float, height: float) -> None:
     axes.set(xlim=(0, width), ylim=(-0.45, height), aspect="equal")
     axes.axis("off")
@@ -145,7 +195,8 @@ def main() -> None:
         prog="python -m benchmarks.diagrams", description="Draws the diagrams of the guide."
     )
     parser.add_argument("out", type=Path, help="folder to write to: docs/")
-    for path in draw_diagrams(parser.parse_args().out):
+    folder = parser.parse_args().out
+    for path in (*draw_diagrams(folder), draw_overview(folder)):
         print(path)
 
 
