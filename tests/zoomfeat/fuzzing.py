@@ -145,9 +145,13 @@ class Findings:
 
 
 class Worker:
-    """A process that meets files, started anew after a crash."""
+    """A process that meets files, started when there is one to meet, and anew after a crash.
 
-    def __init__(self, patience: float) -> None:
+    Args:
+        patience: seconds of processor time after which a worker without an answer counts as hung.
+    """
+
+    def __init__(self, patience: float = 30) -> None:
         self._patience = patience
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -168,6 +172,7 @@ class Worker:
         return {"status": status, "error": str(signal)}
 
     def close(self) -> None:
+        """Ends it."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -204,44 +209,41 @@ def _processor_seconds(pid: int) -> float:
 
 
 def meet_corpus(
-    files: list[Path], folder: Path, cases: range, kind: str, *, patience: float = 30, until: float | None = None
+    worker: Worker, files: list[Path], folder: Path, cases: range, kind: str, *, until: float = math.inf
 ) -> Findings:
     """Lets a worker meet changed copies of files.
 
     Args:
+        worker: it is started where it is not.
         files: the whole ones; case ``n`` is a copy of the one at ``n`` modulo their number.
         folder: an empty one to work in.
         cases: their numbers.
         kind: what they are, of `fuzz_worker.MEETINGS`.
-        patience: seconds of processor time after which a worker without an answer counts as hung.
         until: ``time.monotonic()`` after which no further case is begun.
     """
-    findings, worker, start = Findings(), Worker(patience), time.monotonic()
+    findings, start = Findings(), time.monotonic()
     place = folder / kind
-    try:
-        for case in cases:
-            if until is not None and time.monotonic() > until:
-                break
-            source = files[case % len(files)]
-            for used in (place, folder / "out"):
-                shutil.rmtree(used, ignore_errors=True)
-            place.mkdir()
-            path = place / f"case-{case}{source.suffix}"
-            data = mutated(source.read_bytes(), case)
-            path.write_bytes(data)
-            answer = worker.meet(path)
-            findings.cases += 1
-            if answer["status"] == "crashed":
-                findings.crashed[case] = int(answer["error"])
-            elif answer["status"] == "hung":
-                findings.hung.append(case)
-            elif answer["status"] == "broke":
-                findings.broke[case] = answer["error"]
-            else:
-                findings.answers[answer["status"]] += 1
-            assert path.read_bytes() == data, "the slide was written to"
-            assert {entry.name for entry in folder.iterdir()} <= {kind, "out"}, "files outside the output folder"
-    finally:
-        worker.close()
+    for case in cases:
+        if time.monotonic() > until:
+            break
+        source = files[case % len(files)]
+        for used in (place, folder / "out"):
+            shutil.rmtree(used, ignore_errors=True)
+        place.mkdir()
+        path = place / f"case-{case}{source.suffix}"
+        data = mutated(source.read_bytes(), case)
+        path.write_bytes(data)
+        answer = worker.meet(path)
+        findings.cases += 1
+        if answer["status"] == "crashed":
+            findings.crashed[case] = int(answer["error"])
+        elif answer["status"] == "hung":
+            findings.hung.append(case)
+        elif answer["status"] == "broke":
+            findings.broke[case] = answer["error"]
+        else:
+            findings.answers[answer["status"]] += 1
+        assert path.read_bytes() == data, "the file was written to"
+        assert {entry.name for entry in folder.iterdir()} <= {kind, "out"}, "files outside the output folder"
     findings.seconds = time.monotonic() - start
     return findings

@@ -1,4 +1,4 @@
-"""Slides as scanners and software of all kinds leave them, small and drawn: for tests of what is odd and what is broken.
+"""Slides as scanners and software of all kinds leave them, small and drawn, for tests of what is odd or broken.
 
 Each function writes one file and returns its path. Pixels are `draw_tissue`'s or given; nothing is a scan.
 """
@@ -158,7 +158,7 @@ def _tiles(image: np.ndarray) -> list[np.ndarray]:
 
 
 def mirax(folder: Path, image: np.ndarray, mpp: float = 0.5, missing: tuple[tuple[int, int], ...] = ()) -> Path:
-    """An MRXS slide of one level without overlaps: an index in ``slide/Slidedat.ini`` and ``Index.dat``, and JPEG tiles.
+    """An MRXS slide of one level without overlaps: ``Slidedat.ini``, ``Index.dat`` and JPEG tiles in ``slide/``.
 
     The layout is what openslide.org/formats/mirax documents. Cameras leave out what is no tissue: such tiles are no
     entries of the index, and transparent where they are read.

@@ -26,6 +26,7 @@ _BUFFERS = {
     "posterior_mean_coef1", "posterior_mean_coef2", "posterior_variance", "sqrt_alphas_cumprod",
     "sqrt_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
 }  # fmt: skip
+_LARGEST_SIZE, _MOST_LAYERS = 100_000, 256
 _EMA_COUNTERS = {"model_ema.decay", "model_ema.num_updates"}
 
 _RESNET = {
@@ -137,6 +138,7 @@ def modules_for(config: dict[str, Any], *, num_magnifications: int) -> dict[str,
 
     Raises:
         KeyError: the file lacks an entry that names a size.
+        ValueError: a size that no model of this kind has.
     """
     params = config["model"]["params"]
     unet = params["unet_config"]["params"]
@@ -144,6 +146,18 @@ def modules_for(config: dict[str, Any], *, num_magnifications: int) -> dict[str,
     dd = vq["ddconfig"]
     cond = params["cond_stage_config"]["params"]
     hidden = cond.get("hidden_channels", 512)
+    layers = cond.get("num_layers", 12)
+    _check_plausible(
+        ch=dd["ch"],
+        ch_mult=dd["ch_mult"],
+        n_embed=vq["n_embed"],
+        model_channels=unet["model_channels"],
+        channel_mult=unet["channel_mult"],
+        context_dim=unet["context_dim"],
+        hidden_channels=hidden,
+        num_layers=layers,
+        timesteps=params["timesteps"],
+    )
     return {
         "vae": build_first_stage([dd["ch"] * m for m in dd["ch_mult"]], vq["n_embed"], sample_size=dd["resolution"]),
         "unet": build_unet(
@@ -155,12 +169,26 @@ def modules_for(config: dict[str, Any], *, num_magnifications: int) -> dict[str,
             input_dim=cond.get("input_channels", 1024),
             hidden_dim=hidden,
             output_dim=cond.get("output_channels", hidden),
-            num_layers=cond.get("num_layers", 12),
+            num_layers=layers,
             mlp_dim=cond.get("vit_mlp_dim", 2048),
             num_magnifications=num_magnifications,
         ),
         "scheduler": build_scheduler(params["timesteps"], params["linear_start"], params["linear_end"]),
     }
+
+
+def _check_plausible(**sizes: Any) -> None:
+    """Refuses sizes beyond any model of this kind, before memory and hours go into building one.
+
+    Raises:
+        ValueError: a size out of range.
+        TypeError: something that is no number.
+    """
+    for name, value in sizes.items():
+        most = _MOST_LAYERS if name == "num_layers" else _LARGEST_SIZE
+        for size in value if isinstance(value, list) else [value]:
+            if not 0 < size <= most:
+                raise ValueError(f"{name} {size}, expected 1 to {most}")
 
 
 def _read_config(weights: Path, config: str | Path | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from zoomfeat.errors import CheckpointMismatchError
 from zoomfeat.models.checkpoint import load_checkpoint
 from zoomfeat.models.summarizer import Summarizer
-from zoomfeat.models.weights import align, check_complete, hash_weights
+from zoomfeat.models.weights import align, check_complete, check_finite, hash_weights
 
 PARTS = ("vae", "unet", "summarizer")
 """The modules that hold weights."""
@@ -81,6 +81,7 @@ class ZoomLDM(DiffusionPipeline):
             diffusers_logging.enable_progress_bar()
         for part in PARTS:
             check_complete(getattr(bundle, part), path / part)
+            check_finite(getattr(bundle, part).state_dict(), path / part)
             align(getattr(bundle, part))
         return bundle
 

@@ -235,15 +235,12 @@ def test_a_manifest_with_a_mark_and_formulas_is_text(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_any_bytes_are_a_manifest_or_an_error_of_one_line(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes
-) -> None:
+def test_any_bytes_are_a_manifest_or_a_planned_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.mktemp("manifest") / "slides.csv"
     path.write_bytes(b"path,slide_id,mpp\n" + data)
     try:
         entries = read_manifest(path)
-    except ConfigurationError as error:
-        assert str(path) in str(error)
+    except ConfigurationError:
         return
     for entry in entries:
         bag = Path("/out") / f"{entry.slide_id}.h5"
