@@ -28,6 +28,7 @@ _SMALLEST_TISSUE_UM2 = 100.0**2
 _LARGEST_HOLE_UM2 = 128.0**2  # one 20x patch; larger holes are lumens and glass
 _SMALLEST_INK_UM2 = 32.0**2  # smaller specks are blood, pigment and sharp nuclei
 _INK_HALO_UM = 32.0  # ink fades out over about this length
+_STRIP = 256  # rows of the picture
 _LONGEST_SIDE = 1024  # px; a slide so small that its mask has fewer is looked at more finely
 
 
@@ -72,8 +73,8 @@ class TissueMask:
 
     @cached_property
     def _integral(self) -> np.ndarray:
-        """Tissue pixels above and left of each pixel corner, float64 (H + 1, W + 1)."""
-        return cv2.integral(self.mask.astype(np.uint8)).astype(np.float64)
+        """Tissue pixels above and left of each pixel corner, int32 (H + 1, W + 1)."""
+        return cv2.integral(self.mask.astype(np.uint8))
 
     def _tissue_above_left(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Tissue area, in mask pixels, above and left of points given in mask pixels; exact between corners."""
@@ -148,7 +149,9 @@ def ink_coloured(image: np.ndarray) -> np.ndarray:
 
 def _ink(image: np.ndarray, mpp: float) -> np.ndarray:
     """Pen marks and missing (black) tiles with their faded edges, bool (H, W), in a blurred RGB picture."""
-    ink = _without_small(ink_coloured(image), _SMALLEST_INK_UM2 / mpp**2)
+    # Strip by strip: on the way, colours take ten times the memory of the picture.
+    coloured = np.concatenate([ink_coloured(rows) for rows in np.array_split(image, -(-len(image) // _STRIP))])
+    ink = _without_small(coloured, _SMALLEST_INK_UM2 / mpp**2)
     # A distance costs the same however far the halo reaches; a dilation does not.
     distance = cv2.distanceTransform((~ink).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
     return distance <= _INK_HALO_UM / mpp
