@@ -29,11 +29,8 @@ PAGES = [
 def reader(tmp_path, monkeypatch):
     """A folder of the reader's own, and registries that forget what a page enters into them."""
     monkeypatch.chdir(tmp_path)
-    _ = (
-        encoder_names(),
-        head_names(),
-        metric_registry.set_metric_names(),
-    )  # the modules that fill them are imported once
+    for fill in (encoder_names, head_names, metric_registry.set_metric_names):
+        fill()  # the modules that enter what ships are imported once
     for module, names in {
         encoder_registry: ("_BUILDERS", "_INFOS"), head_registry: ("_BUILDERS",), metric_registry: ("_SETS", "_PAIRS"),
     }.items():  # fmt: skip
