@@ -21,7 +21,7 @@ from zoomfeat.slides.synthetic import make_slide
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
 
-SLIDES = int(os.environ.get("SLURM_SLIDES", "200"))
+SLIDES = int(os.environ.get("COHORT_SLIDES", "200"))
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def _local_cluster(config: DaskConfig) -> LocalCluster:
 def _jobs(config: JobsConfig, out: Path) -> Any:
     """A cluster without workers; each will be one job."""
     kind, options = job_options(config, make_folder(Path(config.job_folder or out / "logs" / "jobs")).resolve())
-    scheduler: dict[str, Any] = {"dashboard": False}
+    scheduler: dict[str, Any] = {"dashboard": False, "dashboard_address": ":0"}
     if config.interface:
         scheduler["interface"] = config.interface
     try:
