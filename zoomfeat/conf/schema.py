@@ -122,7 +122,7 @@ class JobsConfig(EngineConfig):
 
 @dataclass
 class ExtractConfig:
-    """Slides in, one HDF5 bag a slide out."""
+    """Makes bags of slides: one HDF5 file a slide, with features at every magnification."""
 
     slides: str = key(
         REQUIRED, "folder of slides (searched below too), one slide, or a manifest CSV: path[,slide_id][,mpp]"
@@ -191,7 +191,7 @@ class VerifyConfig:
 
 @dataclass
 class ConvertConfig:
-    """Bags to and from the layouts of other tools."""
+    """Converts bags to and from the layouts of other tools."""
 
     source: str = key(REQUIRED, "a bag, a folder of bags, or a folder in another tool's layout")
     out: str = key(REQUIRED, "folder to write to")
@@ -208,7 +208,7 @@ class ConvertConfig:
 
 @dataclass
 class ConvertCheckpointConfig:
-    """A released checkpoint to diffusers' layout (safetensors)."""
+    """Converts a released checkpoint to diffusers' layout (safetensors)."""
 
     weights: str = key(REQUIRED, "weights.ckpt of the release")
     config: str | None = key(None, "its config.yaml; null: the one beside the checkpoint")
@@ -238,7 +238,7 @@ class DemoConfig:
 
 @dataclass
 class PrepareConfig:
-    """Slides in, a multi-scale training set for ZoomLDM out."""
+    """Makes a multi-scale training set for ZoomLDM of slides."""
 
     slides: str = key(
         REQUIRED, "folder of slides (searched below too), one slide, or a manifest CSV: path[,slide_id][,mpp]"
