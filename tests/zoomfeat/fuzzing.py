@@ -192,12 +192,18 @@ class Worker:
 
     @staticmethod
     def _line(process: subprocess.Popen[bytes], patience: float) -> bytes | None:
-        """A line of its output, nothing where it ended, None where it works longer or sleeps 20 times as long."""
+        """A line of its output, nothing where it ended, None where it works longer or sleeps 20 times as long.
+
+        A busy machine counts for neither: a process that gets little of it does little work, but some.
+        """
         assert process.stdout is not None
-        begun, start = _processor_seconds(process.pid), time.monotonic()
+        begun = seen = _processor_seconds(process.pid)
+        awake = time.monotonic()
         while not select.select([process.stdout], [], [], 1)[0]:
-            worked = _processor_seconds(process.pid) - begun
-            if worked > patience or time.monotonic() - start > 20 * patience:
+            now = _processor_seconds(process.pid)
+            if now > seen:
+                seen, awake = now, time.monotonic()
+            if now - begun > patience or time.monotonic() - awake > 20 * patience:
                 return None
         return process.stdout.readline()
 

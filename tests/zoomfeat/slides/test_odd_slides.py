@@ -6,6 +6,7 @@ size. All slides are drawn.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,23 @@ import tifffile
 from PIL import Image
 
 from tests.zoomfeat.odd_slides import aperio, dicom, mirax, plain, pyramid, tiff, tissue
+from zoomfeat.bags import Bag
+from zoomfeat.configuration import check_config
 from zoomfeat.encoders import load_encoder
+from zoomfeat.errors import ConfigurationError
 from zoomfeat.extraction import extract_slide
 from zoomfeat.magnification import parse
-from zoomfeat.slides import Slide, SlideEntry, find_tissue, make_grid, read_region, regions
+from zoomfeat.slides import (
+    QUALITY_FILTERS,
+    Slide,
+    SlideEntry,
+    TissueMask,
+    drop_faulty,
+    find_tissue,
+    make_grid,
+    read_region,
+    regions,
+)
 
 GUIDE = Path(__file__).parents[3] / "docs" / "slides-supported.md"
 Written = tuple[Path, np.ndarray]
@@ -242,3 +256,98 @@ def test_right_or_refused(name: str, tmp_path: Path, extract_config: Callable) -
                     box = padded[y : y + height, x : x + width]
                     expected = cv2.resize(box, (256, 256), interpolation=cv2.INTER_AREA)
                     assert np.abs(patch.astype(int) - expected).mean() < odd.tolerance
+
+
+def table() -> str:
+    """The list of this file as the guide prints it."""
+    rows = ["| slide | result | remark |", "|---|---|---|"]
+    for name, odd in ODD.items():
+        result = f'refused: "{odd.refused}"' if odd.refused else "right"
+        said = not odd.refused and odd.size != (256, 256)
+        pixels = f"a {odd.magnification} patch is {odd.size[0]} x {odd.size[1]} px of level 0" if said else ""
+        rows.append(f"| {name} | {result} | {'; '.join(filter(None, (pixels, odd.note)))} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_guide_prints_this_list() -> None:
+    assert table() in GUIDE.read_text(encoding="utf-8")
+
+
+def test_filters_of_quality(tmp_path: Path) -> None:
+    """A slide of four quarters: good, blurred, dark and inked."""
+    image = np.concatenate([np.concatenate([_full(), _full()], 1), np.concatenate([_full(), _full()], 1)])
+    blurred, dark, inked = image[:512, 512:], image[512:, :512], image[512:, 512:]
+    blurred[:] = cv2.GaussianBlur(blurred, (0, 0), 4)
+    dark[:] = dark // 6 + np.array([20, 0, 15], np.uint8)
+    for x in (40, 296):
+        inked[:, x : x + 144] = (20, 150, 60)
+    path = tiff(tmp_path / "slide.tif", pyramid(image, 4), compression="zlib")
+    with Slide.open(path) as slide:
+        mask = TissueMask(np.ones((64, 64), bool), (16.0, 16.0))  # as if all of it were taken for tissue
+        grid = make_grid(slide, mask, parse(["20x", "5x"]))
+        assert len(grid.scales[0].coords) == 16
+        kept = {name: drop_faulty(slide, grid, [name]) for name in QUALITY_FILTERS}
+        both = drop_faulty(slide, grid, ["blur", "pen", "dark"])
+    places = {"blur": (512, 0), "dark": (0, 512), "pen": (512, 512)}
+    for name, filtered in kept.items():
+        left = {tuple(corner) for corner in filtered.scales[0].coords.tolist()}
+        x, y = places[name]
+        assert not left & {(x + i, y + j) for i in (0, 256) for j in (0, 256)}, name
+        assert filtered.dropped == {"tissue": 0, name: 16 - len(left)}
+        assert {(0, 0), (256, 0), (0, 256), (256, 256)} <= left
+    assert both.scales[0].coords.tolist() == [[0, 0], [256, 0], [0, 256], [256, 256]]
+    assert both.scales[1].coords.tolist() == [[0, 0]]
+    assert both.parents["5x"].tolist() == [0, 0, 0, 0]
+    assert both.parents["5x"].dtype == np.int32
+    assert sum(both.dropped.values()) == 12
+
+
+def _full() -> np.ndarray:
+    """512 x 512 px of tissue without glass."""
+    return tissue(1024)[256:768, 256:768].copy()
+
+
+def test_what_the_filters_left_out_is_in_report_bag_and_hash(tmp_path: Path, extract_config: Callable) -> None:
+    image = np.concatenate([_full(), cv2.GaussianBlur(_full(), (0, 0), 4)], axis=1)
+    path = tiff(tmp_path / "slide.tif", pyramid(image, 4), compression="zlib")
+    encoder, bags = load_encoder("color-stats", "20x", "cpu"), {}
+    for out, words in {"all": [], "sharp": ["quality=[blur]"], "most": ["quality=[dark,blur]"]}.items():
+        report = extract_slide(SlideEntry("slide", path), extract_config(path, *words, out=out), encoder)
+        assert report.status == "done", report.error
+        bags[out] = Bag.open(tmp_path / out / "slide.h5")
+        assert report.dropped == bags[out].metadata.dropped
+    assert len(bags["sharp"]) == len(bags["most"]) < len(bags["all"])
+    assert bags["sharp"].metadata.dropped["blur"] == len(bags["all"]) - len(bags["sharp"])
+    assert bags["most"].metadata.dropped["dark"] == 0
+    assert "quality" not in bags["all"].metadata.configuration
+    assert bags["sharp"].metadata.configuration["quality"] == {"blur": 30.0}
+    assert len({bag.metadata.config_hash for bag in bags.values()}) == 3
+    where = {tuple(corner): row for row, corner in enumerate(bags["all"].coords.tolist())}
+    rows = [where[tuple(corner)] for corner in bags["sharp"].coords.tolist()]
+    np.testing.assert_array_equal(bags["sharp"].features, bags["all"].features[rows])
+
+
+def test_filters_that_leave_nothing_or_are_unknown(tmp_path: Path, extract_config: Callable) -> None:
+    path = tiff(tmp_path / "slide.tif", [cv2.GaussianBlur(_full(), (0, 0), 4)], compression="zlib")
+    config = extract_config(path, "quality=[blur,pen]")
+    report = extract_slide(SlideEntry("slide", path), config, load_encoder("color-stats", "20x", "cpu"))
+    assert (report.status, report.stage) == ("failed", "quality")
+    assert re.search(r"none passes the quality filters \(pen 0, blur 4\)", report.error)
+    for words, message in (("quality=[fold]", "no quality filter 'fold'"), ("quality=[pen,pen]", "twice")):
+        with pytest.raises(ConfigurationError, match=message):
+            check_config(extract_config(path, words))
+
+
+@pytest.mark.shared_data
+def test_filters_on_real_ink(shared_data: Path) -> None:
+    """Tiles of ink alone are refused, tissue is not."""
+    folder = shared_data / "stain_and_artifacts"
+    pen = QUALITY_FILTERS["pen"]
+    for name, inked in {
+        "histolab_tile_no-tissue-green-pen": True,
+        "histolab_tile_no-tissue-red-pen": True,
+        "histolab_tile_tissue-level0-7352-11762-7864-12274": False,
+        "histolab_tile_high-nuclei-score-level2": False,
+    }.items():
+        image = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))
+        assert pen.refuses(cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA), 0.5) == inked
