@@ -31,6 +31,9 @@ _LOCATE_CURE = (
     "where it has control points; or give um/px as mpp, and its bag will have no place on the map"
 )
 _COLOURS = ("red", "green", "blue")
+# Files that hold their pixels. GDAL takes others by content whatever they are called, VRT among them, which may name
+# any file of this machine, or an address on the network.
+_DRIVERS = ["GTiff", "COG", "JPEG", "PNG", "BMP", "JP2OpenJPEG", "HFA", "NITF"]
 
 
 class GeoTiff(openslide.AbstractSlide):
@@ -158,7 +161,7 @@ class GeoTiff(openslide.AbstractSlide):
             overview = {} if level == 0 else {"overview_level": level - 1}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)  # `unlocated` says it
-                handles[level] = self._rasterio.open(self._path, **overview)
+                handles[level] = self._rasterio.io.DatasetReader(str(self._path), driver=_DRIVERS, **overview)
             with self._lock:
                 self._opened.append(handles[level])
         return handles[level]

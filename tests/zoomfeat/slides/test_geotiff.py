@@ -235,6 +235,22 @@ def test_a_file_that_is_no_image_and_an_unknown_reader(tmp_path, aerial):
         Slide.open(aerial, reader="geo")
 
 
+def test_a_file_that_names_other_files_is_not_followed(tmp_path, aerial):
+    """A VRT may lead anywhere, and GDAL recognises it under any name."""
+    with rasterio.open(aerial) as source:
+        width, height, transform = source.width, source.height, ",".join(map(str, source.transform.to_gdal()))
+    path = tmp_path / "a.tif"
+    path.write_text(
+        f'<VRTDataset rasterXSize="{width}" rasterYSize="{height}"><GeoTransform>{transform}</GeoTransform>'
+        f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource><SourceFilename>{aerial}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with rasterio.open(path) as followed:
+        assert followed.read(1).any()  # GDAL itself does
+    with pytest.raises(SlideUnreadableError, match="GDAL does not open it"):
+        Slide.open(path, mpp=0.5, reader="geotiff")
+
+
 def test_without_rasterio_the_extra_is_named(aerial, monkeypatch):
     def missing(name: str) -> None:
         raise ModuleNotFoundError(name)
