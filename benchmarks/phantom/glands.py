@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 """Directions in which the outline of a unit is known."""
 
-_EVEN_SPACING_UM = 101.0
-_EVEN_GAP_UM = 25.0
-_NESTED_SPACING_UM = 83.0
-_NESTED_GAP_UM = 9.0
+_EVEN_SPACING_UM = 98.0
+_EVEN_GAP_UM = 20.0
+_NESTED_SPACING_UM = 80.0
+_NESTED_GAP_UM = 6.0
 _NEST_SPACING_UM = 330.0
-_BAND_UM = 64.0  # of stroma between nests
+_BAND_UM = 62.0  # of stroma between nests
+_INSET_UM = 4.0  # or units at the border of a nest were slivers
 _CROWDING = 0.06  # deviation of the logarithm of a lesion's distances
 _LESION_HEIGHT_UM = (26.0, 31.0)  # of the epithelium, from wall to lumen
 _DUCT_HEIGHT_UM = (19.0, 24.0)
@@ -136,7 +137,7 @@ def _clear_of_edges(
     distance = np.linalg.norm(apart, axis=-1)
     along = ((centres[:, None] - own[:, None]) * apart).sum(-1) / np.maximum(distance, 1e-9)
     to_border = np.where(distance > 0, distance / 2 - along, np.inf).min(1)
-    return to_border > 0.5 * _BAND_UM
+    return to_border > 0.5 * _BAND_UM + _INSET_UM
 
 
 def _outline(
@@ -155,7 +156,7 @@ def _outline(
     neighbour = (distance > 0) & (distance < 1.8 * spacing)
     cosine = np.cos(ANGLES[None, None] - towards[..., None])
     bound = np.where(neighbour[..., None] & (cosine > 0.15), half[..., None] / np.maximum(cosine, 0.15), 1e3)
-    bound = np.maximum(bound, 0.2 * spacing)
+    bound = np.maximum(bound, 0.3 * spacing)
     free = np.full((len(centres), 1, len(ANGLES)), 0.55 * (spacing - gap))
     sharp = 9.0  # of the smooth minimum
     outline = (np.concatenate([bound, free], axis=1) ** -sharp).sum(1) ** (-1 / sharp)

@@ -1,6 +1,6 @@
 """Nuclei: where they lie, what they look like, and how they are drawn.
 
-Small nuclei are smooth and dark. Large ones are vesicular: coarse chromatin, a clear rim, nucleoli. They are fewer and
+Small nuclei are smooth and dark. Large ones are vesicular: coarse chromatin, a dark rim, nucleoli. They are fewer and
 paler by so much that the haematoxylin of an area is about the same: what tells them apart is size and texture, which
 20x shows and 5x hardly does, and not the colour of a patch.
 """
@@ -46,13 +46,13 @@ class NucleusKind:
     ragged: float
 
 
-SMALL = NucleusKind(3.5, 0.08, 1.35, 1.45, 0.45, 0.08, 0.08, 0, 0.03)
-LARGE = NucleusKind(5.0, 0.10, 1.22, 0.92, 0.80, 0.50, 1.40, 2, 0.04)
+SMALL = NucleusKind(3.3, 0.08, 1.35, 1.52, 0.45, 0.08, 0.08, 0, 0.03)
+LARGE = NucleusKind(5.6, 0.11, 1.22, 0.91, 0.80, 0.50, 1.40, 2, 0.04)
 FIBROBLAST = NucleusKind(3.3, 0.12, 4.2, 1.40, 0.5, 0.12, 0.05, 0, 0.03)
 LYMPHOCYTE = NucleusKind(2.9, 0.07, 1.08, 1.85, 0.7, 0.16, 0.05, 0, 0.03)
 
 # Distance between neighbours in a row of epithelium, chosen so that large and small nuclei cover a like share.
-_ROW_SPACING_UM = {False: 8.2, True: 11.4}
+_ROW_SPACING_UM = {False: 7.8, True: 12.0}
 _INNER_ROW_SHARE = 0.9
 
 

@@ -30,7 +30,7 @@ _TWO_SLIDES = 0.1  # of the patients: 40 slides are 36 patients
 
 _SCANNERS = (0.5, 0.5025, 0.4601, 0.2633)  # um/px
 _SCANNER_SHARES = (0.35, 0.3, 0.2, 0.15)
-_NUCLEAR_SCALE = 0.08  # deviation of its logarithm between patients
+_NUCLEAR_SCALE = 0.06  # deviation of its logarithm between patients
 _STAINS = ("A", "B", "C")
 _PENS = ("green", "blue", "black")
 
