@@ -14,7 +14,7 @@ import numpy as np
 from zoomfeat.errors import ConfigurationError
 
 SIZE_UM = (1536.0, 1408.0)
-"""Width and height of a slide in microns: 70 to 90 patches of 20x hold tissue."""
+"""Width and height of a slide in microns: about 70 patches of 20x hold tissue."""
 
 # group: large nuclei, nested glands
 GROUPS: dict[str, tuple[bool, bool]] = {
