@@ -162,6 +162,7 @@ def fetch(hub: Hub, cache: Path, *models: str, offline: bool = False) -> list[tu
     return [(int(code), bytes.fromhex(text).decode()) for code, text in answers]
 
 
+@pytest.mark.timeout(900)  # two processes that import PyTorch, on a machine that may be busy
 def test_fetch_brings_the_commit_that_is_documented_and_then_needs_no_network(hub: Hub, tmp_path: Path) -> None:
     info = encoder_info("resnet50")
     (code, text), (zoomldm, _) = fetch(hub, tmp_path / "hf", "resnet50", "zoomldm-brca")
