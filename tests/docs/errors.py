@@ -36,12 +36,14 @@ class Provocation:
         command: as typed.
         error: name of the class.
         prepare: what is odd about the folder; None where the command alone is wrong.
+        given: what the folder holds, where the command does not say it.
         reported: whether the error is a row of the report of a run that goes on, and not its end.
     """
 
     command: str
     error: str
     prepare: Callable[[], object] | None = None
+    given: str = ""
     reported: bool = False
 
 
@@ -119,9 +121,10 @@ def _other_encoder() -> None:
     saved(make_bag(rng.normal(size=(5, 4)), slide_id="s3", encoder="another"), Path("bags"))
 
 
-def _extracted() -> None:
+def _other_bags() -> None:
+    """Bags of another configuration in the place of those that are asked for."""
     slide()
-    assert _quietly(["extract", "slides=slides/", "out=bags/", "encoder=color-stats"]) == 0
+    assert _quietly([*EXTRACT.split()[1:], "min_tissue=0.2"]) == 0
 
 
 def _pickle() -> None:
@@ -175,31 +178,45 @@ PROVOCATIONS = {
     ],
     "Slides": [
         Provocation("zoomfeat extract slides=slidez/ out=bags/ encoder=color-stats", CONFIGURATION),
-        Provocation(EXTRACT, CONFIGURATION, lambda: Path("slides").mkdir()),
-        Provocation(EXTRACT, CONFIGURATION, _twice),
+        Provocation(EXTRACT, CONFIGURATION, lambda: Path("slides").mkdir(), given="no slides there"),
+        Provocation(EXTRACT, CONFIGURATION, _twice, given="two of one name"),
         Provocation("zoomfeat extract slides=slides/ out=slides/bags/ encoder=color-stats", CONFIGURATION, slide),
         Provocation(f"{EXTRACT} encoder.weights=x", CONFIGURATION, slide),
-        Provocation(EXTRACT, BAG, lambda: (_extracted(), _change_run()), reported=True),
+        Provocation(EXTRACT, BAG, _other_bags, given="a bag made with `min_tissue=0.2`", reported=True),
         Provocation(
-            EXTRACT, SLIDE, lambda: (slide(), Path("slides/slide.tiff").write_bytes(b"no slide")), reported=True
+            EXTRACT,
+            SLIDE,
+            lambda: (slide(), Path("slides/slide.tiff").write_bytes(b"no slide")),
+            given="a file that is no slide",
+            reported=True,
         ),
-        Provocation(EXTRACT, MAGNIFICATION, lambda: slide("a.png", mpp=None), reported=True),
-        Provocation(EXTRACT, MAGNIFICATION, lambda: slide(mpp=0.6), reported=True),
+        Provocation(EXTRACT, MAGNIFICATION, lambda: slide("a.png", mpp=None), given="no um/px", reported=True),
+        Provocation(EXTRACT, MAGNIFICATION, lambda: slide(mpp=0.6), given="0.6 um/px", reported=True),
         Provocation(f"{EXTRACT} magnifications=[20x,7x]", MAGNIFICATION, slide),
-        Provocation(f"{EXTRACT} mpp=0.5", TISSUE, _glass, reported=True),
+        Provocation(f"{EXTRACT} mpp=0.5", TISSUE, _glass, given="a slide without tissue", reported=True),
     ],
     "Bags": [
         Provocation("zoomfeat inspect bags/slide.h5", BAG),
-        Provocation("zoomfeat inspect bags/s0.h5", BAG, _cut_bag),
-        Provocation("zoomfeat inspect bags/s0.h5", BAG, _unfinished_bag),
-        Provocation(CROSSVAL, BAG, _nan),
-        Provocation(CROSSVAL, CONFIGURATION, _other_encoder),
+        Provocation("zoomfeat inspect bags/s0.h5", BAG, _cut_bag, given="its second half is missing"),
+        Provocation("zoomfeat inspect bags/s0.h5", BAG, _unfinished_bag, given="writing did not end"),
+        Provocation(CROSSVAL, BAG, _nan, given="a NaN in a bag"),
+        Provocation(CROSSVAL, CONFIGURATION, _other_encoder, given="bags of two encoders"),
         Provocation(f"{CROSSVAL} scales=[5x]", MAGNIFICATION, bags),
     ],
     "Labels and splits": [
         Provocation("zoomfeat crossval bags=bags/ labels=labels.csv label=hrd out=run/", CONFIGURATION, bags),
-        Provocation(CROSSVAL, CONFIGURATION, lambda: (bags(), labels(["p"] * 12, ["IDC", "ILC"] * 6))),
-        Provocation(CROSSVAL, CONFIGURATION, lambda: (bags(), labels([f"p{n}" for n in range(12)], ["IDC"] * 12))),
+        Provocation(
+            CROSSVAL,
+            CONFIGURATION,
+            lambda: (bags(), labels(["p"] * 12, ["IDC", "ILC"] * 6)),
+            given="two labels of a patient",
+        ),
+        Provocation(
+            CROSSVAL,
+            CONFIGURATION,
+            lambda: (bags(), labels([f"p{n}" for n in range(12)], ["IDC"] * 12)),
+            given="one class",
+        ),
         Provocation(
             CROSSVAL,
             CONFIGURATION,
@@ -207,9 +224,12 @@ PROVOCATIONS = {
                 bags(),
                 labels([f"p{n}" for n in range(12)], ["IDC", "ILC"] * 6, [f"case-{n}" for n in range(12)]),
             ),
+            given="labels of other slides",
         ),
         Provocation(CROSSVAL.replace("=3", "=20"), CONFIGURATION, bags),
-        Provocation(f"{CROSSVAL} split=splits.csv", CONFIGURATION, _shared_patients),
+        Provocation(
+            f"{CROSSVAL} split=splits.csv", CONFIGURATION, _shared_patients, given="a split that shares patients"
+        ),
         Provocation(f"{CROSSVAL} head=abmill", CONFIGURATION, bags),
         Provocation("zoomfeat compare run/ other/", CONFIGURATION),
         Provocation("zoomfeat predict model=run/ bags=bags/ out=predictions.csv", CONFIGURATION, bags),
@@ -223,11 +243,13 @@ PROVOCATIONS = {
             "zoomfeat extract slides=slides/ out=bags/ encoder=resnet50 encoder.weights=weights.pt",
             CHECKPOINT,
             _state({"a": torch.zeros(1)}),
+            given="weights of something else",
         ),
         Provocation(
             "zoomfeat extract slides=slides/ out=bags/ encoder=zoomldm-brca encoder.weights=weights.ckpt",
             CHECKPOINT,
             _pickle,
+            given="a pickle that holds more than tensors",
         ),
         Provocation("zoomfeat generate magnification=5x out=drawn/ model=zoomldm-brca", CHECKPOINT),
     ],
@@ -252,13 +274,6 @@ PROVOCATIONS = {
         Provocation("zoomfeat submit-check record.json", "RecordInvalidError", _record, reported=True),
     ],
 }
-
-
-def _change_run() -> None:
-    """Bags of another configuration in the place of those that are asked for."""
-    for path in Path("bags").glob("*.h5"):
-        path.unlink()
-    assert _quietly([*EXTRACT.split()[1:], "min_tissue=0.2"]) == 0
 
 
 def provoke(provocation: Provocation) -> Met:
@@ -311,7 +326,7 @@ def page(met_by: Callable[[Provocation], Met]) -> str:
     """The whole page, of errors as they were met."""
     lines = [
         "# Errors", "",
-        "What can go wrong. A test provokes each by the command in the first column, in a folder with synthetic slides",
+        "What can go wrong. A test provokes each by what the first column says, in a folder with synthetic slides",
         "or bags, and makes this page. A message says what was found and what was expected; the cure is what helps.",
         "The exit code is 2 where the command line or the configuration is wrong (nothing was done), 1 where something",
         "failed, else 0. *In the report*: the slide is a row of the report with this error, and the others go on.", "",
@@ -324,7 +339,8 @@ def page(met_by: Callable[[Provocation], Met]) -> str:
         for provocation in group:
             met = met_by(provocation)
             where = ", in the report" if provocation.reported else ""
-            cells = (f"`{provocation.command}`", f"`{met.error}`{where}", met.problem, met.cure)
+            given = f", {provocation.given}" if provocation.given else ""
+            cells = (f"`{provocation.command}`{given}", f"`{met.error}`{where}", met.problem, met.cure)
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
     return re.sub(r"`([^`]*)\\\|([^`]*)`", r"`\1|\2`", "\n".join(lines)) + "\n"
 
