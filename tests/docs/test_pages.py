@@ -19,7 +19,7 @@ from zoomfeat.errors import ZoomfeatError
 PAGES = [
     path.relative_to(ROOT).as_posix()
     for path in (
-        *(ROOT / name for name in ("CONTRIBUTING.md", "zoomfeat/weights/zoomldm-tiny/MODEL_CARD.md")),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "zoomfeat/weights/zoomldm-tiny/MODEL_CARD.md")),
         *sorted((ROOT / "docs").rglob("*.md")),
     )
 ]
