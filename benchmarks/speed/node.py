@@ -1,8 +1,8 @@
 """A node and a cohort on paper, from what was measured: 16 cores and a GPU, 1,000 slides, what holds them up.
 
 Nothing here is measured but the stage times that go in (`bench.json`); the rest is arithmetic with assumptions that
-stand in `Node`. A GPU's rate is taken as a share of its data sheet's peak; shares of 0.3 and 0.5 are shown, since
-networks of this kind reach about that.
+stand in `Node`. A GPU's rate is taken as a share of its data sheet's peak; which share the network reaches was not
+measured, so two are shown.
 """
 
 from __future__ import annotations
