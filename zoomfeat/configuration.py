@@ -22,8 +22,8 @@ def check_config(config: ExtractConfig) -> None:
     """Refuses what cannot run before any slide is opened.
 
     Raises:
-        ConfigurationError: no encoder or one twice, a number out of its range, an unknown domain or filter, or an output folder
-            inside the slide folder.
+        ConfigurationError: no encoder or one twice, a number out of its range, an unknown domain or filter, or an
+            output folder inside the slide folder.
         MagnificationError: an unknown or repeated magnification.
     """
     if config.workers < 1:
