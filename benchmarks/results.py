@@ -127,7 +127,9 @@ def print_results(task: Task, records: Sequence[Record], tests: Sequence[Planned
 
 def markdown(task: Task, records: Sequence[Record], tests: Sequence[PlannedTest], command: str) -> str:
     """The same as a page of Markdown, with the command that made it."""
-    parts = [f"# {task.name}", f"{task.title}. Made by:", f"    {command}"]
+    # The comment is for the test that runs the commands of the documentation, where these pages end.
+    made = f"<!-- not run: long, or its data are elsewhere -->\n```sh\n{command}\n```"
+    parts = [f"# {task.name}", f"{task.title}. Made by:", made]
     parts += [f"Note: {warning}" for warning in _warnings(task, records)]
     parts.append(_markdown_table(*result_rows(task, records)))
     parts += [
