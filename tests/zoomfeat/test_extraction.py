@@ -325,8 +325,14 @@ def test_output_inside_the_slide_folder_is_refused(cohort, extract_config):
             check_config(config)
 
 
-def test_nothing_but_bags_and_previews_is_left(cohort, extract_config, tmp_path):
+def test_nothing_but_bags_previews_logs_and_claims_is_left(cohort, extract_config, tmp_path):
     listing = sorted(cohort.iterdir())
     run(extract_config(cohort / "slide-0.5.tiff"))
     assert sorted(cohort.iterdir()) == listing
-    assert sorted(path.name for path in (tmp_path / "bags").iterdir()) == ["previews", "slide-0.5.h5"]
+    assert sorted(path.name for path in (tmp_path / "bags").iterdir()) == [
+        ".claims",
+        "logs",
+        "previews",
+        "slide-0.5.h5",
+    ]
+    assert not list((tmp_path / "bags" / ".claims").iterdir())

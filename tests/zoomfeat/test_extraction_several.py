@@ -72,7 +72,7 @@ def check_each_bag_is_what_its_encoder_alone_makes(path, config, extract_config,
         bag = tmp_path / "several" / name / f"{entry.slide_id}.h5"
         validate(bag)
         assert bag.read_bytes() == (tmp_path / f"alone-{name}" / f"{entry.slide_id}.h5").read_bytes()
-    assert sorted(p.name for p in (tmp_path / "several").iterdir()) == sorted(NAMES)
+    assert sorted(p.name for p in (tmp_path / "several").iterdir()) == sorted([".claims", "logs", *NAMES])
 
 
 def test_each_bag_is_what_its_encoder_alone_makes(cohort, config, extract_config, reads, tmp_path):
@@ -188,7 +188,17 @@ def test_the_command_line(cohort, tmp_path, capsys):
     assert "2 bags of 1 slide: 2 done, 0 existed, 0 failed" in text
     assert "NOTE zoomldm-tiny: " in text
     assert sorted(p.name for p in out.iterdir()) == sorted(
-        ["color-stats", "config.yaml", "previews", "report.csv", "zoomldm-tiny"]
+        [
+            ".claims",
+            "color-stats",
+            "config.yaml",
+            "logs",
+            "previews",
+            "report.csv",
+            "run.json",
+            "summary.md",
+            "zoomldm-tiny",
+        ]
     )
     assert [p.name for p in (out / "previews").iterdir()] == ["slide-0.5.png"]
     with (out / "report.csv").open(newline="") as file:

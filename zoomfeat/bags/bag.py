@@ -136,6 +136,8 @@ class Bag:
             raise BagInvalidError(
                 "a bag without any magnification, expected at least one", cure=INCOMPLETE_CURE, path=self.path
             )
+        for scale in self.scales:
+            scale.check(self.path)
         steps = [scale.mpp for scale in self.scales]
         if steps != sorted(set(steps)) or len(set(self.magnifications)) < len(steps):
             raise BagInvalidError(
@@ -145,7 +147,6 @@ class Bag:
             )
         size = self.metadata.level0_size
         for scale in self.scales:
-            scale.check(self.path)
             outside = (scale.coords < 0).any(axis=1)
             if size is not None:
                 outside |= (scale.coords >= size).any(axis=1)
