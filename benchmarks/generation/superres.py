@@ -43,13 +43,16 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=8, help="four held-out pictures, then test patches")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--pulls", type=int, default=2)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--inversion-steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=FOLDER / "superres.json")
     options = parser.parse_args()
     pipe = SuperResolutionPipeline.over(load(options.model))
     pipe.set_progress_bar_config(disable=True)
     pipe.magnification_of(options.scale)
-    chosen = {name: getattr(options, name) for name in ("scale", "regions", "steps", "pulls", "inversion_steps")}
+    chosen = {
+        name: getattr(options, name) for name in ("scale", "regions", "steps", "pulls", "guidance", "inversion_steps")
+    }
     results = Results.open(options.out, facts(pipe, options.model) | chosen)
     metrics = [
         find_pair_metric("ssim")(),
@@ -78,6 +81,7 @@ def main() -> None:
                         region.embeddings if method == "given" else None,
                         num_inference_steps=options.steps,
                         pulls=options.pulls,
+                        guidance_scale=options.guidance,
                         inversion_steps=options.inversion_steps,
                         generator=torch.Generator().manual_seed(number),
                         output_type="pt",
