@@ -29,6 +29,19 @@ def write_release(folder: Path, width: int, magnifications: int) -> Path:
         "unet": build_unet((32, 32), 16, sample_size=8),
         "summarizer": Summarizer(width, 16, 16, num_layers=1, mlp_dim=16, num_magnifications=magnifications),
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(release_state(modules), folder / "weights.ckpt")
+    (folder / "config.yaml").write_text(yaml.safe_dump(_config(width)))
+    return folder / "weights.ckpt"
+
+
+def release_state(modules: dict[str, torch.nn.Module], drift: float = 0) -> dict[str, torch.Tensor]:
+    """Weights under the release's keys: the inverse of loading.
+
+    Args:
+        modules: ``vae``, ``unet`` and ``summarizer``.
+        drift: by how much the averaged weights of the denoiser differ from the raw ones.
+    """
     state = {}
     for part, names in release_keys(modules).items():
         weights = modules[part].state_dict()
@@ -38,13 +51,10 @@ def write_release(folder: Path, width: int, magnifications: int) -> Path:
                 tensor = tensor[:, :, None, None]
             state[theirs] = tensor
             if part == "unet":
-                state[ema_key(theirs)] = tensor
+                state[ema_key(theirs)] = tensor + drift
     state["model_ema.decay"], state["model_ema.num_updates"] = torch.tensor(0.9999), torch.tensor(3)
     state["betas"] = build_scheduler().betas
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / "weights.ckpt")
-    (folder / "config.yaml").write_text(yaml.safe_dump(_config(width)))
-    return folder / "weights.ckpt"
+    return state
 
 
 def _config(width: int) -> dict:

@@ -108,6 +108,15 @@ def write_rows(rows: Sequence[dict[str, Any]], out: Path) -> None:
         pd.DataFrame(rows).to_csv(path, index=False, errors="backslashreplace")
 
 
+def write_report(reports: list[SlideReport], magnifications: Sequence[str], out: Path) -> None:
+    """Writes ``report.csv``, and the tracebacks of the last slide where it has any."""
+    write_rows([report_row(report, magnifications) for report in reports], out)
+    last = reports[-1].slide_id
+    if details := dict.fromkeys(report.details for report in reports if report.slide_id == last and report.details):
+        with replacing(make_folder(out / "logs") / f"{last}.log") as path:
+            path.write_text("\n".join(details), encoding="utf-8")
+
+
 def read_report(out: Path) -> list[dict[str, str]]:
     """The rows of ``report.csv`` as text; none where it is missing or is no table."""
     try:

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from generation.index import Index
 from generation.prepare import Tools, check_config, open_index, prepare_slide, report_of, save_index
-from zoomfeat.commands.extract import conclude, write_report
+from zoomfeat.commands.extract import conclude
 from zoomfeat.conf.schema import PrepareConfig
 from zoomfeat.files import make_folder
 from zoomfeat.progress import progress_bar
 from zoomfeat.report import SlideReport
+from zoomfeat.run_folder import write_report
 from zoomfeat.slides import SlideEntry, slides
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.zoomfeat.signals import send_once_at_work
 from zoomfeat import extraction
 from zoomfeat.commands.extract import extract_all
 from zoomfeat.commands.extract import run as extract
@@ -173,17 +172,6 @@ def test_leftovers_of_a_killed_process_are_swept(small, extract_config, tmp_path
     os.utime(old, (0, 0))
     assert extract(config) == 0
     assert [path.exists() for path in (left, old, young)] == [False, False, True]
-
-
-def send_once_at_work(out: Path, slide_id: str, sent: signal.Signals) -> None:
-    """Sends a signal to the process that works on a slide."""
-    deadline = time.monotonic() + 280
-    while time.monotonic() < deadline:
-        try:
-            os.kill(json.loads((out / ".claims" / f"{slide_id}.claim").read_text())["process"], sent)
-            return
-        except (OSError, ValueError):  # not yet, or its claim is just being written
-            time.sleep(0.002)
 
 
 @pytest.mark.parametrize(

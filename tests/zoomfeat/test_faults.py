@@ -30,6 +30,7 @@ import tifffile
 import torch
 from rich.console import Console
 
+from tests.zoomfeat.signals import send_once_at_work
 from zoomfeat.bags import validate
 from zoomfeat.claims import EXPIRES, file_time, this_process
 from zoomfeat.commands.extract import extract_all
@@ -375,17 +376,6 @@ def with_one_bad_process(bench: Bench, trials: int, sent: signal.Signals, timeou
         bench.run(replace(config, slide_timeout=None))
         bench.compare(config, tally)
     return tally
-
-
-def send_once_at_work(out: Path, slide_id: str, sent: signal.Signals) -> None:
-    """Sends a signal to the process that works on a slide."""
-    deadline = time.monotonic() + 280
-    while time.monotonic() < deadline:
-        try:
-            os.kill(json.loads((out / ".claims" / f"{slide_id}.claim").read_text())["process"], sent)
-            return
-        except (OSError, ValueError):  # not yet, or its claim is just being written
-            time.sleep(0.002)
 
 
 class HungryEncoder(ColorStats):

@@ -18,11 +18,11 @@ from zoomfeat.encoders import PatchEncoder
 from zoomfeat.encoding import Advance
 from zoomfeat.engines import open_engine
 from zoomfeat.engines.slide_task import ExtractSlide, load_encoders
-from zoomfeat.files import make_folder, replacing
+from zoomfeat.files import make_folder
 from zoomfeat.magnification import Magnification, resolution
 from zoomfeat.progress import progress_bar
-from zoomfeat.report import SlideReport, failure, report_row
-from zoomfeat.run_folder import RunFolder, write_rows
+from zoomfeat.report import SlideReport, failure
+from zoomfeat.run_folder import RunFolder
 from zoomfeat.slides import SlideEntry, check_apart, slides
 
 _LOOK_AGAIN = 3.0  # seconds between two looks at slides that other runs work on
@@ -102,15 +102,6 @@ def _subject(report: SlideReport, several: bool) -> str:
 
 def _steps(config: ExtractConfig) -> tuple[Magnification, ...]:
     return load_domain(config.domain).steps(config.magnifications)
-
-
-def write_report(reports: list[SlideReport], magnifications: Sequence[str], out: Path) -> None:
-    """Writes ``report.csv``, and the tracebacks of the last slide where it has any."""
-    write_rows([report_row(report, magnifications) for report in reports], out)
-    last = reports[-1].slide_id
-    if details := dict.fromkeys(report.details for report in reports if report.slide_id == last and report.details):
-        with replacing(make_folder(out / "logs") / f"{last}.log") as path:
-            path.write_text("\n".join(details), encoding="utf-8")
 
 
 def summary_table(reports: list[SlideReport], config: ExtractConfig, encoders: Sequence[PatchEncoder]) -> Table:

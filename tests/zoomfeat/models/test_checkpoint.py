@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 
+from tests.releases import release_state
 from zoomfeat.encoders.zoomldm import untrained_tiny
 from zoomfeat.errors import CheckpointMismatchError
-from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
+from zoomfeat.models.architecture import build_first_stage, build_unet
 from zoomfeat.models.checkpoint import ema_key, release_keys
 from zoomfeat.models.summarizer import Summarizer
 from zoomfeat.models.zoomldm import ZoomLDM
@@ -50,20 +51,7 @@ def _modules() -> dict:
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
     """A checkpoint in the release's layout, written from a model of ours: the inverse of loading."""
-    modules = _modules()
-    state = {}
-    for part, names in release_keys(modules).items():
-        weights = modules[part].state_dict()
-        for ours, theirs in names.items():
-            tensor = weights[ours]
-            if part == "vae" and tensor.ndim == 2 and ".attn_1." in theirs:
-                tensor = tensor[:, :, None, None]
-            state[theirs] = tensor
-            if part == "unet":
-                state[ema_key(theirs)] = tensor + 1
-    state["model_ema.decay"], state["model_ema.num_updates"] = torch.tensor(0.9999), torch.tensor(3)
-    state["betas"] = build_scheduler().betas
-    torch.save(state, tmp_path / "weights.ckpt")
+    torch.save(release_state(_modules(), drift=1), tmp_path / "weights.ckpt")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     return tmp_path / "weights.ckpt"
 
