@@ -7,6 +7,7 @@ was touched just now), so that machines whose clocks differ agree.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -85,9 +86,7 @@ class Claims:
         make_folder(self.folder)
         descriptor = _make(path)
         if descriptor is None:
-            seen = _read(path)
-            if self._is_expired(path, seen) and _remove(path, seen):
-                descriptor = _make(path)
+            descriptor = self._take_over(path)
         if descriptor is None:
             yield False
             return
@@ -99,8 +98,9 @@ class Claims:
         finally:
             ended.set()
             touching.join()
-            with suppress(OSError):  # not if it was taken over while this process was halted
-                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+            _lock(descriptor)
+            if _is_at(path, descriptor):  # not if it was taken over while this process was halted
+                with suppress(OSError):
                     path.unlink()
             os.close(descriptor)
 
@@ -115,6 +115,27 @@ class Claims:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.claim"
+
+    def _take_over(self, path: Path) -> int | None:
+        """The open file of this process's claim in the place of an expired one; None where others hold it."""
+        if not self._is_expired(path, _read(path)):
+            return None
+        try:
+            old = os.open(path, os.O_RDWR)
+        except OSError:  # its holder ended, or somebody else took over and has ended
+            return None
+        try:
+            # Under its lock an expired claim is replaced, or removed by its holder, only once; as it is replaced in
+            # one step, nobody finds the place empty meanwhile.
+            _lock(old)
+            if not _is_at(path, old) or not self._is_expired(path, _read(path)):
+                return None
+            fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            descriptor = _make(fresh)
+            fresh.replace(path)
+            return descriptor
+        finally:
+            os.close(old)
 
     def _touch(self, descriptor: int, ended: Event) -> None:
         while not ended.wait(self.heartbeat):
@@ -193,19 +214,21 @@ def _unwritable(path: Path, error: OSError) -> ZoomfeatError:
     )
 
 
-def _remove(path: Path, expired: Holder | None) -> bool:
-    """Takes an expired claim away; False where somebody else did, and has perhaps made a new one."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _lock(descriptor: int) -> None:
+    """Locks an open claim's file until it is closed, if only by the end of its process.
+
+    Where the file system knows no locks, two that take over the same expired claim in the same moment may both win.
+    """
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one that has its path now."""
     try:
-        path.rename(aside)
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
     except OSError:
         return False
-    mine = _read(aside) == expired
-    if not mine:  # somebody else took it over meanwhile: back with it
-        with suppress(OSError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)
-    return mine
 
 
 def _read(path: Path) -> Holder | None:

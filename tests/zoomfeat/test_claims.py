@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from dataclasses import asdict, replace
@@ -50,8 +51,18 @@ def test_many_at_once_have_one_winner(tmp_path):
     assert sorted(won) == [False] * 15 + [True]
 
 
+@pytest.fixture
+def threads_that_alternate():
+    """Threads that interrupt each other every few instructions, so that races are met."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("threads_that_alternate")
 def test_many_that_take_an_expired_claim_over_have_one_winner(tmp_path):
-    for _ in range(20):
+    for _ in range(100):
         leave_claim(tmp_path, process=2**22 + 1)
         start, over, won = threading.Barrier(8), threading.Barrier(8), []
 
