@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.record import Interval, Record, held_out
 from benchmarks.significance import Tested, prediction_test
 from benchmarks.tasks import Published, Task
-from mil.compare import Difference, holm
+from mil.compare import Difference, holm, shown_p
 
 Rows = list[tuple[str, ...]]
 
@@ -95,7 +95,7 @@ def comparison_rows(tests: Sequence[PlannedTest]) -> tuple[tuple[str, ...], Rows
         d = each.tested.difference
         values = ("", "", "", "", "") if d is None else (
             f"{d.first:.3f}", f"{d.second:.3f}", f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
-            _p(d.p), _p(each.p_holm),
+            shown_p(d.p), shown_p(each.p_holm),
         )  # fmt: skip
         head = each.first.head.name if each.first.head else ""
         if each.family == _SCALES:
@@ -234,9 +234,3 @@ def _table(title: str, headings: Sequence[str], rows: Rows) -> Table:
 def _markdown_table(headings: Sequence[str], rows: Rows) -> str:
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
-
-
-def _p(value: float) -> str:
-    if np.isnan(value):
-        return "undefined"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -42,7 +42,7 @@ from mil.runs import RunFolder, environment
 from zoomfeat.conf.schema import BenchmarkConfig, CrossvalConfig
 from zoomfeat.encoders import encoder_names
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
-from zoomfeat.files import make_folder
+from zoomfeat.files import file_sha256, make_folder
 from zoomfeat.magnification import parse
 
 PLUS = "+"
@@ -195,7 +195,7 @@ def _make(
     labels = read_labels(cohort.labels, classes=task.classes)
     inputs = {
         "task": task.version,
-        "labels_sha256": _file_sha256(cohort.labels),
+        "labels_sha256": file_sha256(cohort.labels),
         "bags_sha256": content_sha256(bags.folder, labels.slide_ids.tolist(), cell.scales, folder / "hashes.json"),
         "encoder": [bags.encoder.name, bags.encoder.weights_hash, bags.encoder.settings],
         "scales": list(cell.scales),
@@ -274,13 +274,9 @@ def _extra(crossval: CrossvalConfig, cohort: CohortFiles) -> dict[str, Interval]
     return attention_auroc(Path(crossval.out), Path(crossval.bags), cohort.labels, cohort.truth)
 
 
-def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _tree_sha256(path: Path) -> str:
     files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
-    return hashlib.sha256("".join(f"{file.name} {_file_sha256(file)}\n" for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
 
 
 def _processor() -> str:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import Ladder, parse
+from zoomfeat.models.zoomldm import as_input
 
 Levels = dict[int, NDArray[np.int64]]
 """Places in a data set by magnification index, finest first."""
@@ -121,8 +122,7 @@ def read_batch(data: TrainingData, items: Sequence[int], *, images: bool = False
 
 def read_images(data: TrainingData, items: Sequence[int]) -> Tensor:
     """Images of a data set, ``(B, 3, 256, 256)`` in [-1, 1]."""
-    pixels = torch.from_numpy(np.stack([data[i].image for i in items]))
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return as_input(np.stack([data[i].image for i in items]))
 
 
 @dataclass(frozen=True)

@@ -119,3 +119,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = p.copy()
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return adjusted.tolist()
+
+
+def shown_p(value: float) -> str:
+    """A p-value as tables show it, to three decimals; below 0.001 only that."""
+    if np.isnan(value):
+        return "undefined"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

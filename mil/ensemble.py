@@ -7,7 +7,6 @@ Of a cross-validation only those models speak on a slide that did not see it in 
 from __future__ import annotations
 
 import glob
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from mil.tables import read_table
 from mil.trainer import choose_device
 from zoomfeat.bags import Bag
 from zoomfeat.errors import ConfigurationError
+from zoomfeat.files import file_sha256
 
 Advance = Callable[[int, int], None]
 """Told how many resamples are done, and how many there are."""
@@ -195,7 +195,7 @@ def load_ensemble(source: str | Path, device: str = "auto") -> Ensemble:
     for path in files:
         estimator = load_model(path)
         estimator.set_params(device=device)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_sha256(path)
         models.append(SavedModel(path, digest, estimator, folds.get(path)))
     ensemble = Ensemble(tuple(models))
     for model in models[1:]:

@@ -18,8 +18,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.generation.regions import DATA, as_pixels, load, regions_at
+from benchmarks.generation.regions import DATA, load, regions_at
 from benchmarks.generation.results import FOLDER, Results, facts
+from benchmarks.metrics.compare import as_pixels
 from generation.batches import seeded_normal
 from generation.inversion import STEPS, infer_embeddings
 from generation.losses import predict

@@ -89,11 +89,6 @@ def test_patches(data: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
                 yield name.split("/test/")[1].removesuffix(".jpg"), np.asarray(image.convert("RGB"))
 
 
-def as_pixels(image: NDArray[np.uint8]) -> Tensor:
-    """``(H, W, 3)`` uint8 to ``(1, 3, H, W)`` in [0, 1]."""
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-
-
 def _embedded(pipe: ZoomLDMPipeline, found: Iterator[tuple[str, NDArray[np.uint8]]], count: int) -> list[TissueRegion]:
     encoder = pipe.embedding_encoder().at(BRCA.steps[0])
     regions = []

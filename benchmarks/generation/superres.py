@@ -20,8 +20,9 @@ import torch
 from rich.console import Console
 
 from benchmarks.generation.methods import METHODS
-from benchmarks.generation.regions import DATA, as_pixels, load, whole_pictures
+from benchmarks.generation.regions import DATA, load, whole_pictures
 from benchmarks.generation.results import FOLDER, Results, facts
+from benchmarks.metrics.compare import as_pixels
 from benchmarks.metrics.registry import PairMetric, find_pair_metric
 from generation.inversion import STEPS
 from generation.pipelines.baselines import BicubicUpscaler

@@ -128,7 +128,7 @@ def compare_pairs(
                     cure="Give pairs of equal size",
                 )
             for metric, found in zip(chosen, scores, strict=True):
-                found.append(metric.score(_pixels(ours), _pixels(theirs)).double().numpy())
+                found.append(metric.score(as_pixels(ours), as_pixels(theirs)).double().numpy())
             progress.advance(task)
     return [summary(metric, np.concatenate(found), seed) for metric, found in zip(chosen, scores, strict=True)]
 
@@ -151,7 +151,8 @@ def summary(metric: PairMetric, values: NDArray[np.floating], seed: int = 0) -> 
     )
 
 
-def _pixels(image: NDArray[np.uint8]) -> Tensor:
+def as_pixels(image: NDArray[np.uint8]) -> Tensor:
+    """``(H, W, 3)`` uint8 to ``(1, 3, H, W)`` in [0, 1]."""
     return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from benchmarks.metrics.features import Network
 from zoomfeat.encoders import PatchEncoder, encoder_names, load_encoder
 from zoomfeat.encoders.base import resolve_device
 from zoomfeat.errors import CheckpointMismatchError, ConfigurationError
+from zoomfeat.files import file_sha256
 from zoomfeat.magnification import PATCH_SIZE
 from zoomfeat.models.weights import hash_weights, read_state_dict
 
@@ -127,7 +127,7 @@ def _fidelity_extractor(name: str, weights: str | Path | None, device: str, down
     fetched = Path(torch.hub.get_dir(), "checkpoints", Path(URL_INCEPTION_V3).name)  # of CLIP, its hash is checked
     file = Path(weights or fetched)
     expected = _FID_INCEPTION if name == INCEPTION else MODEL_METADATA[name]["hash"]
-    official = _sha256(file) == expected if weights or name == INCEPTION else True
+    official = file_sha256(file) == expected if weights or name == INCEPTION else True
     identity = hash_weights({"network": network})
     dim = 2048 if name == INCEPTION else network.model.visual.output_dim
     known = Network(
@@ -155,8 +155,3 @@ def _bicubic(pixels: torch.Tensor, side: int) -> torch.Tensor:
         return pixels
     resized = functional.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True)
     return resized.clamp(0, 255).round().byte()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,6 @@ there; it is checked against the numeric scores.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -35,7 +34,7 @@ from mil.metrics import auroc
 from mil.splits import stratified_folds
 from mil.tables import read_table
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.files import make_folder, replacing
+from zoomfeat.files import file_sha256, make_folder, replacing
 
 SOURCES = {
     "brca_histotypes.csv": "679c7139e46d7ccf4da3360f4ad9a406bd0344f6d64c55549c2aef1837f0de91",
@@ -180,16 +179,12 @@ def _check_source(path: Path, digest: str) -> None:
         raise ConfigurationError(
             "no such file", cure="python -m benchmarks.tasks.brca --help says where it is from", path=path
         )
-    if _sha256(path) != digest:
+    if file_sha256(path) != digest:
         raise ConfigurationError(
-            f"sha256 {_sha256(path)}, expected {digest}",
+            f"sha256 {file_sha256(path)}, expected {digest}",
             cure="python -m benchmarks.tasks.brca --help says which version it must be",
             path=path,
         )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _require(condition: bool, problem: str, out: Path) -> None:

@@ -108,7 +108,7 @@ def write_regions(archive: Path, out: Path) -> tuple[Path, Path]:
             slide = f"{label}-{split}-{int(region):02d}"
             path = out / f"{slide}.png"
             if not path.exists():
-                row = np.concatenate([_pixels(files.read(name)) for _, name in sorted(patches)], axis=1)
+                row = np.concatenate([_patch(files.read(name)) for _, name in sorted(patches)], axis=1)
                 with replacing(path) as temporary:
                     Image.fromarray(row).save(temporary, format="PNG")
             rows.append({"path": path.name, "slide_id": slide, "mpp": 0.5, "label": label, "fold": f"{split} part"})
@@ -122,7 +122,7 @@ def write_regions(archive: Path, out: Path) -> tuple[Path, Path]:
     return out / "labels.csv", out / "manifest.csv"
 
 
-def _pixels(content: bytes) -> np.ndarray:
+def _patch(content: bytes) -> np.ndarray:
     picture = Image.open(io.BytesIO(content)).convert("RGB")
     return np.asarray(picture.resize((PATCH_SIZE, PATCH_SIZE), Image.Resampling.BICUBIC))
 

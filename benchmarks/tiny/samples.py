@@ -30,7 +30,7 @@ from zoomfeat.encoders import load_encoder
 from zoomfeat.encoders.zoomldm import TINY, untrained_tiny
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import BRCA, PATCH_SIZE
-from zoomfeat.models.zoomldm import ZoomLDM
+from zoomfeat.models.zoomldm import ZoomLDM, as_input
 from zoomfeat.progress import progress_bar
 
 _BATCH = 16
@@ -136,7 +136,7 @@ def measure(
         "copies": float((distance_to_nearest(features, seen) < np.quantile(copies, 0.95)).mean()),
     }
     shown = [data[i].image for i in conditions[:4]]
-    return row, (as_tensor(np.stack(shown)), as_tensor(made[:4]))
+    return row, (as_input(np.stack(shown)), as_input(made[:4]))
 
 
 def draw(bundle: ZoomLDM, data: TrainingData, conditions: list[int], sampling: Sampling) -> NDArray[np.uint8]:
@@ -153,13 +153,8 @@ def draw(bundle: ZoomLDM, data: TrainingData, conditions: list[int], sampling: S
 @torch.inference_mode()
 def reconstructed(bundle: ZoomLDM, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Images through the first stage and back: as like as a memorised patch could be."""
-    pixels = [bundle.decode(bundle.encode(as_tensor(image[None]))).clamp(-1, 1) for image in images]
+    pixels = [bundle.decode(bundle.encode(as_input(image[None]))).clamp(-1, 1) for image in images]
     return (torch.cat(pixels) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-
-
-def as_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
-    """``(B, H, W, 3)`` uint8 to ``(B, 3, H, W)`` in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def kid(real: NDArray[np.float32], made: NDArray[np.float32]) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mil.commands.crossval import SHORT_NAMES
+from mil.compare import shown_p
 from mil.comparison import Comparison, compare_runs
 from zoomfeat.conf.schema import CompareConfig
 from zoomfeat.files import replacing
@@ -50,13 +50,7 @@ def difference_tables(comparison: Comparison) -> list[Table]:
             found = row.difference
             cells = [f"{found.first:.3f}", f"{found.second:.3f}"]
             cells.append(f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
-            cells += [_p(value) for value in (found.p, *([row.p_holm] if corrected else []))]
+            cells += [shown_p(value) for value in (found.p, *([row.p_holm] if corrected else []))]
             table.add_row(SHORT_NAMES[row.metric], row.test, *cells)
         tables.append(table)
     return tables
-
-
-def _p(value: float) -> str:
-    if np.isnan(value):
-        return "undefined"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

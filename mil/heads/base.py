@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -117,13 +118,15 @@ _BUILDERS: dict[str, HeadBuilder] = {}
 
 
 def register(name: str) -> Callable[[HeadBuilder], HeadBuilder]:
-    """Makes a head known under a name: ``builder(input_dim, num_outputs, **options) -> Head``."""
+    """Enters a head, mostly a class, under a name: ``builder(input_dim, num_outputs, **options) -> Head``."""
 
-    def keep(builder: HeadBuilder) -> HeadBuilder:
+    def enter(builder: HeadBuilder) -> HeadBuilder:
+        if name in _BUILDERS:
+            raise ValueError(f"two heads are called {name}")
         _BUILDERS[name] = builder
         return builder
 
-    return keep
+    return enter
 
 
 def head_names() -> tuple[str, ...]:
@@ -144,7 +147,9 @@ def build_head(name: str, input_dim: int, num_outputs: int, **options: Any) -> H
         ConfigurationError: an unknown name, or an option that the head does not take.
     """
     if name not in _BUILDERS:
-        raise ConfigurationError(f"no head {name!r}", cure=f"Use one of {', '.join(head_names())}")
+        near = difflib.get_close_matches(str(name), _BUILDERS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise ConfigurationError(f"no head {name!r}", cure=f"{hint}Known are {', '.join(head_names())}")
     try:
         return _BUILDERS[name](input_dim, num_outputs, **options)
     except TypeError as error:

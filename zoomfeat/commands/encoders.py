@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from zoomfeat.conf.schema import EncodersConfig
+from zoomfeat.conf.schema import EncodersConfig, explanations
 from zoomfeat.encoders import EncoderInfo, encoder_info, encoder_names
+from zoomfeat.encoders.registry import encoder_options
+
+SHIPPED = Path(__file__).parents[1] / "weights"
+"""A folder for each model that ships, by its encoder's name."""
 
 
 def run(config: EncodersConfig) -> int:
@@ -47,6 +53,14 @@ def sources_table(infos: list[EncoderInfo]) -> Table:
     table.add_column("encoder=", style="bold", no_wrap=True)
     table.add_column("")
     for info in infos:
-        source = f"{info.hub} on the Hugging Face hub" if info.hub else "comes with zoomfeat"
-        table.add_row(info.name, f"{info.summary}\n[dim]{source}[/]")
+        table.add_row(info.name, f"{info.summary}\n[dim]{source_of(info)}[/]")
     return table
+
+
+def source_of(info: EncoderInfo) -> str:
+    """Where an encoder's weights are from: the hub, zoomfeat itself, or nowhere until somebody trains them."""
+    if info.hub:
+        return f"{info.hub} on the Hugging Face hub"
+    if "weights" in explanations(type(encoder_options(info.name))) and not (SHIPPED / info.name).is_dir():
+        return "no weights ship: train them, and give them as encoder.weights"
+    return "comes with zoomfeat"

@@ -15,7 +15,9 @@ from zoomfeat.encoders.base import PatchEncoder
 from zoomfeat.encoders.registry import register
 from zoomfeat.errors import ConfigurationError, MagnificationError
 from zoomfeat.magnification import Magnification
+from zoomfeat.models.denoiser import check_distinct
 from zoomfeat.models.distilled import FeatureStudent, load_distilled
+from zoomfeat.models.zoomldm import as_input
 
 
 class StudentEncoder(PatchEncoder):
@@ -64,8 +66,7 @@ class StudentEncoder(PatchEncoder):
                 f"the student was not taught {', '.join(wrong)}",
                 cure=f"It knows {', '.join(known)}; others need a `zoomfeat distill` of their own",
             )
-        if len(set(taps)) < len(taps):
-            raise ConfigurationError(f"a tap is asked for twice in {taps}", cure="Name each place once")
+        check_distinct(taps, taps)
         timestep = self.record.settings["timestep"]
         starts = [at * ends[-1] for at in range(len(timestep) if isinstance(timestep, list) else 1)]
         return torch.tensor([start + column for start in starts for tap in taps for column in known[tap]])
@@ -81,7 +82,7 @@ class StudentEncoder(PatchEncoder):
 
     def transform(self, images: NDArray[np.uint8]) -> Tensor:
         """Channels first, in [-1, 1]."""
-        return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return as_input(images)
 
     def embed(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         """The features of the chosen taps, one after the other."""

@@ -32,7 +32,7 @@ from zoomfeat.models.denoiser import activations, canonical_taps, tap_dims, with
 from zoomfeat.models.distilled import LatentEncoder, check_first_stage, load_distilled
 from zoomfeat.models.summarizer import Summarizer, embedding_grid
 from zoomfeat.models.weights import fetch
-from zoomfeat.models.zoomldm import ZoomLDM
+from zoomfeat.models.zoomldm import ZoomLDM, as_input
 
 TINY = Path(__file__).parents[1] / "weights" / "zoomldm-tiny"
 """The small model that ships: a folder of :meth:`ZoomLDM.load`, with its conditioning model in ``cdm``."""
@@ -129,7 +129,7 @@ class ZoomLDMEncoder(PatchEncoder):
 
     def transform(self, images: NDArray[np.uint8]) -> Tensor:
         """Channels first, in [-1, 1]."""
-        return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return as_input(images)
 
     def embed(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         """Pooled activations, the taps one after the other."""
@@ -201,7 +201,7 @@ def _check(options: ZoomLDMConfig, steps: int) -> None:
     for step in (options.timestep, *(options.timesteps or ())):
         if not 0 <= step < steps:
             raise ConfigurationError(
-                f"timestep={step}; expected 0 to {steps - 1}", cure=f"The default is {ZoomLDMConfig.timestep}"
+                f"timestep={step}; expected 0 to {steps - 1}", cure=f"The default is {type(options).timestep}"
             )
     if len(set(options.timesteps or ())) < len(options.timesteps or ()):
         raise ConfigurationError(f"a timestep is asked for twice in {options.timesteps}", cure="Name each once")

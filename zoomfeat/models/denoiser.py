@@ -68,9 +68,18 @@ def canonical_taps(unet: UNet2DConditionModel, taps: Sequence[str]) -> tuple[str
                 " (up_blocks.0.layers.1) and the release's output_blocks.0 to output_blocks.11",
             )
     chosen = tuple(canonical[tap] for tap in taps)
-    if len(set(chosen)) < len(chosen):
-        raise ConfigurationError(f"a tap is asked for twice in {list(taps)}", cure="Name each place once")
+    check_distinct(chosen, taps)
     return chosen
+
+
+def check_distinct(places: Sequence[str], taps: Sequence[str]) -> None:
+    """Refuses places that taps name more than once.
+
+    Raises:
+        ConfigurationError: one of them occurs twice.
+    """
+    if len(set(places)) < len(places):
+        raise ConfigurationError(f"a tap is asked for twice in {list(taps)}", cure="Name each place once")
 
 
 def tap_dims(unet: UNet2DConditionModel, taps: Sequence[str]) -> tuple[int, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel, VQModel
 from diffusers.utils import logging as diffusers_logging
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zoomfeat.errors import CheckpointMismatchError
@@ -16,6 +18,11 @@ from zoomfeat.models.weights import align, check_complete, check_finite, hash_we
 
 PARTS = ("vae", "unet", "summarizer")
 """The modules that hold weights."""
+
+
+def as_input(images: NDArray[np.uint8]) -> Tensor:
+    """Images ``(B, H, W, 3)`` as the first stage takes them: ``(B, 3, H, W)`` float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class ZoomLDM(DiffusionPipeline):

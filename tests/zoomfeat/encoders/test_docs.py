@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from zoomfeat.cli import main
-from zoomfeat.encoders import encoder_info, encoder_names, registry
+from zoomfeat.commands.encoders import source_of
+from zoomfeat.encoders import encoder_info, encoder_names, load_encoder, registry
+from zoomfeat.errors import ConfigurationError
 from zoomfeat.extraction import extract_slide
 from zoomfeat.slides import slides
 
@@ -54,7 +56,18 @@ def test_the_command_prints_the_facts_unabridged(capsys):
         assert str(info.dim) in line.split()
         assert (info.licence or "-") in line
         assert line.split()[-1] == ("yes" if info.gated else "no")
-        assert (info.hub or "comes with zoomfeat") in " ".join(text.split())
+        assert source_of(info) in " ".join(text.split())
+
+
+def test_a_source_is_said_to_ship_only_where_it_does():
+    sources = {name: source_of(encoder_info(name)) for name in encoder_names() if not encoder_info(name).hub}
+    shipped = {name for name, source in sources.items() if source == "comes with zoomfeat"}
+    assert {"color-stats", "zoomldm-tiny"} <= shipped
+    for name in shipped:
+        assert load_encoder(name, device="cpu").dim == encoder_info(name).dim
+    for name in sources.keys() - shipped:
+        with pytest.raises(ConfigurationError, match="no weights"):
+            load_encoder(name, device="cpu")
 
 
 @pytest.fixture
