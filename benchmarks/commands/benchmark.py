@@ -15,11 +15,13 @@ from benchmarks.runner import Outcome, run_classification
 from benchmarks.site import make_site
 from benchmarks.tasks import Task, load_task
 from mil.labels import counted
+from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import BenchmarkConfig, defaults
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import make_folder, replacing
 
 
+@trying_first()
 def run(config: BenchmarkConfig) -> int:
     """Runs a task; 1 where a part of it failed."""
     console = Console()

@@ -16,6 +16,7 @@ from mil.figures import draw_figures
 from mil.held_out import HeldOutPredictions
 from mil.labels import counted, shown
 from mil.runs import RunFolder
+from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import CrossvalConfig
 from zoomfeat.files import replacing
 
@@ -35,6 +36,7 @@ SHORT_NAMES = {
 """The metrics as tables call them."""
 
 
+@trying_first()
 def run(config: CrossvalConfig) -> int:
     """Cross-validates, prints the metrics and fills ``out``."""
     console = Console()

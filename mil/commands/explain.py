@@ -14,12 +14,14 @@ from mil.commands.predict import conclude, failure, write_table
 from mil.ensemble import Ensemble, load_ensemble
 from mil.explain import check_config, explain_slide
 from zoomfeat.bags import StoredBag, stored_bags
+from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import ExplainConfig
 from zoomfeat.files import make_folder
 from zoomfeat.progress import progress_bar
 from zoomfeat.slides import SlideEntry, slides
 
 
+@trying_first()
 def run(config: ExplainConfig) -> int:
     """Explains every bag; 1 when any failed."""
     check_config(config)

@@ -17,6 +17,7 @@ from mil.dataset import PLAIN, BagSource
 from mil.ensemble import Ensemble, load_ensemble
 from mil.labels import slide_name
 from zoomfeat.bags import stored_bags
+from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import PredictConfig
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 from zoomfeat.files import make_folder, replacing
@@ -25,6 +26,7 @@ from zoomfeat.progress import progress_bar
 SUFFIXES = (".csv", ".parquet")
 
 
+@trying_first()
 def run(config: PredictConfig) -> int:
     """Predicts every bag; 1 when any failed."""
     out = Path(config.out)

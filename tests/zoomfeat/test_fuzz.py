@@ -9,6 +9,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from tests.zoomfeat.fuzzing import Findings, Worker, meet_corpus
 from tests.zoomfeat.odd_slides import aperio, dicom, plain, pyramid, tiff, tissue
 from zoomfeat.bags import Bag, BagMetadata, ScaleFeatures
+from zoomfeat.cli import main
 
 SLOW_MINUTES = float(os.environ.get("ZOOMFEAT_FUZZ_MINUTES", "8"))
 
@@ -137,6 +139,36 @@ def test_past_crashes(recipe: Callable[[Path], Path], worker: Worker, tmp_path: 
     assert answer["status"] in ("done", "failed", "refused"), answer
 
 
+def _heap_without_end(path: Path) -> Path:
+    """The free space at the end of a heap of texts says that it is 0 bytes long: libhdf5 looks at it for ever."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"GCOL") + 16
+    while data[at : at + 2] != b"\0\0":  # objects of (number, references, size) and bytes in eights; 0: free space
+        at += 16 + -(-int.from_bytes(data[at + 8 : at + 16], "little") // 8) * 8
+    data[at + 8 : at + 16] = bytes(8)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_bag_that_libhdf5_does_not_return_from(
+    whole_bags: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a row, in time, and the others are not missed."""
+    bag = Bag.open(whole_bags[0])
+    for name in ("bag", "other"):
+        Bag(bag.scales, bag.parents, metadata=replace(bag.metadata, slide_id=name)).save(tmp_path / f"{name}.h5")
+    _heap_without_end(tmp_path / "bag.h5")
+    assert main(["verify", str(tmp_path), "bag_timeout=10"]) == 1
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "bag.h5 not finished after 10 s" in text
+    assert "2 bags checked, 1 files not as they should be" in text
+    monkeypatch.setattr("zoomfeat.bags.files.TRIAL_SECONDS", 10)
+    assert main(["convert", f"source={tmp_path}", "to=clam", f"out={tmp_path / 'clam'}"]) == 1
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "the HDF5 file is damaged (not finished after 10 s)" in text
+    assert "2 slides: 1 converted, 1 failed" in text
+
+
 def test_the_worker_sees_what_it_is_there_for(worker: Worker, tmp_path: Path) -> None:
     """A harness that finds nothing must be able to: a good slide is done, an unplanned error is told."""
     (tmp_path / "slides").mkdir()
@@ -169,7 +201,9 @@ def test_a_few_dozen_bags_and_weights(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_thousands(whole_slides: list[Path], whole_bags: list[Path], whole_weights: list[Path], tmp_path: Path) -> None:
+def test_thousands(
+    worker: Worker, whole_slides: list[Path], whole_bags: list[Path], whole_weights: list[Path], tmp_path: Path
+) -> None:
     """Prints what docs/reliability.md tells; ``ZOOMFEAT_FUZZ_MINUTES`` bounds each kind of slides, bags and weights."""
     broken = []
     for files, kind, share in (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from zoomfeat.errors import BagInvalidError
+from zoomfeat.apart import Apart
+from zoomfeat.errors import BagInvalidError, ZoomfeatError
 
 NOT_A_BAG_CURE = "`zoomfeat convert` reads the TRIDENT, CLAM, STAMP and torchmil layouts into bags"
 INCOMPLETE_CURE = "Delete the file and extract the slide again"
@@ -19,6 +20,53 @@ _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeE
 
 _SMALL = 2**26  # bytes
 _MOST_EXPANSION = 100  # features and coordinates compress a few times at best
+
+TRIAL_SECONDS = 60.0
+"""How long the header of a file may take where it is tried first."""
+
+_trials = Apart()
+_tried: dict[Path, tuple[int, int]] | None = None  # size and time of change; None: files are not tried
+
+
+@contextmanager
+def trying_first() -> Iterator[None]:
+    """For commands that open files of strangers: within it every file that `reading` opens is tried apart first.
+
+    From some damaged files libhdf5 does not return, and nothing ends a call into it but the end of its process.
+    """
+    global _tried
+    before, _tried = _tried, {}
+    try:
+        yield
+    finally:
+        _tried = before
+
+
+def _try(path: Path) -> None:
+    """Opens a file in a process of its own, once.
+
+    Raises:
+        BagInvalidError: that process did not return, or ended.
+    """
+    state = path.stat()
+    if _tried is None or _tried.get(path) == (state.st_size, state.st_mtime_ns):
+        return
+    try:
+        _trials.call(_read_header, path, TRIAL_SECONDS)
+    except ZoomfeatError as error:
+        raise BagInvalidError(f"the HDF5 file is damaged ({error.problem})", cure=INCOMPLETE_CURE, path=path) from error
+    _tried[path] = state.st_size, state.st_mtime_ns
+
+
+def _read_header(path: Path) -> None:
+    """Reads all but the values of data sets; errors are for who opens the file next."""
+    with suppress(BagInvalidError), reading(path) as file:
+        dict(file.attrs)
+        for name in file:
+            if isinstance(file.get(name, getlink=True), h5py.HardLink):
+                dict(file[name].attrs)
+                if isinstance(file[name], h5py.Dataset):
+                    file[name].id.get_storage_size()  # goes through the index of chunks
 
 
 @contextmanager
@@ -30,6 +78,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
     """
     if not path.is_file():
         raise BagInvalidError("no such file", cure="Check the path", path=path)
+    _try(path)
     try:
         # Finished bags never change in place, and locks fail on many network file systems.
         with h5py.File(path, "r", locking=False) as file:

@@ -7,9 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoomfeat.bags import convert
+from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import ConvertConfig
 
 
+@trying_first()
 def run(config: ConvertConfig) -> int:
     """Converts one bag or a folder of them; 1 when any failed."""
     rows = convert(

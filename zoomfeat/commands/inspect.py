@@ -7,10 +7,12 @@ from pathlib import Path
 from rich.console import Console
 
 from zoomfeat.bags import inspect_table
+from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import InspectConfig
 from zoomfeat.errors import ConfigurationError
 
 
+@trying_first()
 def run(config: InspectConfig) -> int:
     """Prints one bag, or every bag of a folder."""
     path = Path(config.bag)

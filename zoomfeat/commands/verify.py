@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from zoomfeat.apart import Apart, OvertimeError
 from zoomfeat.bags import Bag, validate
 from zoomfeat.conf.schema import VerifyConfig
 from zoomfeat.configuration import configuration_hash
@@ -42,12 +43,14 @@ def run(config: VerifyConfig) -> int:
             "holds no .h5 file", path=folder, cure="Give a bag, or the out= folder of an extraction"
         )
     console = Console()
-    findings = []
+    findings: list[Finding] = []
+    apart = Apart()
     with progress_bar(console) as progress:
         task = progress.add_task("bags", total=len(paths), unit="bags")
         for path in paths:
-            findings += check_bag(path)
+            findings += check_apart(path, apart, config.bag_timeout)
             progress.advance(task)
+    apart.stop()
     if folder.is_dir():
         findings += check_folder(folder)
     if findings:
@@ -59,6 +62,17 @@ def run(config: VerifyConfig) -> int:
     wrong = len({finding.path for finding in findings})
     console.print(f"{len(paths)} bags checked, {wrong} files not as they should be.", highlight=False)
     return 1 if findings else 0
+
+
+def check_apart(path: Path, apart: Apart, seconds: float) -> list[Finding]:
+    """`check_bag` in a process of its own: from some damaged bags libhdf5 does not return."""
+    try:
+        return apart.call(check_bag, path, seconds)
+    except OvertimeError as error:
+        cure = "Damaged, or slow to read: extract the slide again, or give bag_timeout= more seconds"
+        return [Finding(path, error.problem, cure)]
+    except ZoomfeatError as error:
+        return [Finding(path, error.problem, error.cure)]
 
 
 def check_bag(path: Path) -> list[Finding]:

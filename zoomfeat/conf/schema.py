@@ -187,6 +187,7 @@ class VerifyConfig:
     """Checks every bag of a run: complete, consistent, finite, as reported."""
 
     bags: str = key(REQUIRED, "the out= folder of an extraction, or a bag; also accepted without `bags=`")
+    bag_timeout: float = key(300.0, "seconds after which a bag counts as damaged: from some libhdf5 does not return")
 
 
 @dataclass

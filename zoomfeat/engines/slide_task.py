@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError as Overtime
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
-
+from zoomfeat.apart import Apart, OvertimeError, ProcessEndedError
 from zoomfeat.conf.schema import EncoderConfig, EngineConfig, ExtractConfig
 from zoomfeat.configuration import chosen_encoders
 from zoomfeat.domains import load_domain
@@ -63,18 +58,12 @@ class ExtractSlide:
         if self.watch:
             self.watch(entry)
         try:
-            return _kept_pool(task.config).schedule(task, args=[entry], timeout=timeout).result()
-        except Overtime:
-            error = ZoomfeatError(
-                f"{entry.path}: not finished after {timeout:g} s", cure="Give slide_timeout= more seconds, or none"
-            )
-        except (ProcessExpired, BrokenProcessPool) as ended:
-            if isinstance(ended, BrokenProcessPool):  # it ended before it took a slide
-                _stop_pool()
-            error = ZoomfeatError(
-                f"{entry.path}: its process ended (exit code {getattr(ended, 'exitcode', 'unknown')})",
-                cure="Often too little memory, or a damaged file: see the last lines of its log in logs/",
-            )
+            return _kept_process(task.config).call(task, entry, timeout)
+        except OvertimeError as overtime:
+            error = ZoomfeatError(overtime.problem, cure="Give slide_timeout= more seconds, or none", path=entry.path)
+        except ProcessEndedError as ended:
+            cure = f"{ended.cure}: see the last lines of its log in logs/"
+            error = ZoomfeatError(ended.problem, cure=cure, path=entry.path)
         return [failure(entry, error, "slide", encoder=choice.name) for choice in chosen_encoders(self.config)]
 
 
@@ -130,7 +119,7 @@ def _load(choice: EncoderConfig, config: ExtractConfig, device: str, started: Ca
 
 # What a process keeps from slide to slide, of one run: memory is for one model.
 _encoders: list[tuple[ExtractConfig, list[PatchEncoder]]] = []
-_pool: list[tuple[ExtractConfig, ProcessPool]] = []
+_process: list[tuple[ExtractConfig, Apart]] = []
 
 
 def _kept_encoders(config: ExtractConfig) -> list[PatchEncoder]:
@@ -141,18 +130,10 @@ def _kept_encoders(config: ExtractConfig) -> list[PatchEncoder]:
     return _encoders[0][1]
 
 
-def _kept_pool(config: ExtractConfig) -> ProcessPool:
-    """A process that loads them, and is made anew whenever a slide ended it."""
-    if not _pool or _pool[0][0] != config:
-        _stop_pool()
-        context = multiprocessing.get_context("spawn")  # PyTorch does not survive a fork once it has run
-        _pool.append((config, ProcessPool(1, initializer=_kept_encoders, initargs=[config], context=context)))
-    return _pool[0][1]
-
-
-@atexit.register
-def _stop_pool() -> None:
-    for _, pool in _pool:
-        pool.stop()
-        pool.join()
-    _pool.clear()
+def _kept_process(config: ExtractConfig) -> Apart:
+    """A process that loads them."""
+    if not _process or _process[0][0] != config:
+        for _, other in _process:
+            other.stop()
+        _process[:] = [(config, Apart(_kept_encoders, config))]
+    return _process[0][1]
