@@ -147,7 +147,7 @@ class ExtractConfig:
     min_tissue: float = key(
         0.5, "share of a finest-magnification patch that must be tissue (or else the domain's foreground), 0 to 1"
     )
-    quality: list[str] = key([], "leave out bad patches, any of pen, blur, dark: docs/slides-supported.md")
+    quality: list[str] = key([], "leave out bad patches, any of pen, blur, dark: docs/tissue.md")
     device: str = key("auto", "where the encoder runs: auto, cpu, cuda, cuda:1")
     batch_size: int = key(
         16, "patches at once on a GPU (a CPU takes them one by one); never changes which patches are kept"

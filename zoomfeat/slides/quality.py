@@ -10,7 +10,7 @@ they hold a good one.
   shape-from-focus, Pattern Recognition 46, 2013, which HistoQC's blur detection goes by as well).
 - ``dark``: the mean luminance of the patch. HistoQC's "darktissue" takes single pixels below 0.15 of white (38 of 255).
 
-docs/slides-supported.md says on what images the thresholds were chosen, and what they miss.
+docs/tissue.md says on what images the thresholds were chosen, and what they miss.
 """
 
 from __future__ import annotations
