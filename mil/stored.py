@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoomfeat.bags import hdf5
-from zoomfeat.bags.files import INCOMPLETE_CURE, reading, require_dataset
+from zoomfeat.bags.files import DAMAGE, INCOMPLETE_CURE, reading, require_dataset
 from zoomfeat.bags.scales import FEATURE_TYPES
 from zoomfeat.errors import BagInvalidError
 
@@ -125,7 +126,7 @@ def _open_matrix(path: Path) -> NDArray:
             array = torch.load(path, map_location="cpu", weights_only=True, mmap=True).detach().numpy()
     except FileNotFoundError:
         raise BagInvalidError("no such file", cure="Check the path", path=path) from None
-    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+    except (pickle.UnpicklingError, struct.error, EOFError, *DAMAGE) as error:
         raise BagInvalidError(
             "holds no matrix that loads safely", cure="Expected one tensor or array (N, D)", path=path
         ) from error

@@ -22,6 +22,8 @@ from tests.zoomfeat.fuzzing import Findings, Worker, meet_corpus
 from tests.zoomfeat.odd_slides import aperio, dicom, plain, pyramid, tiff, tissue
 from zoomfeat.bags import Bag, BagMetadata, ScaleFeatures
 from zoomfeat.cli import main
+from zoomfeat.encoders.pretrained import read_weights
+from zoomfeat.errors import ZoomfeatError
 
 SLOW_MINUTES = float(os.environ.get("ZOOMFEAT_FUZZ_MINUTES", "8"))
 
@@ -129,7 +131,63 @@ def _sampling_that_differs(folder: Path) -> Path:
     return path
 
 
-PAST_SLIDES = [_two_tile_widths, _strips_of_text, _sampling_that_differs]
+def _dicom_group_of_a_byte(folder: Path) -> Path:
+    """The length of the first group, which is a number of four bytes: pydicom's own error ended the whole run."""
+    path = dicom(folder / "a.dcm", tissue(320), transfer="raw")
+    data = bytearray(path.read_bytes())
+    assert data[128:140] == b"DICM\x02\0\0\0UL\x04\0"
+    data[138] = 1
+    path.write_bytes(data)
+    return path
+
+
+def _dicom_of_gigabytes(folder: Path) -> Path:
+    """The length of an element of the head: MemoryError while slides were listed, the end of the whole run."""
+    path = dicom(folder / "a.dcm", tissue(320), transfer="raw")
+    data = bytearray(path.read_bytes())
+    assert data[144:156] == b"\x02\0\x01\0OB\0\0\x02\0\0\0"
+    data[152:156] = b"\xfe\xff\xff\xff"
+    path.write_bytes(data)
+    return path
+
+
+def _tile_of_gigabytes(folder: Path) -> Path:
+    """Memory was taken for as many bytes as the tag said: MemoryError, and in OpenSlide the end of the process."""
+    path = tiff(folder / "a.tif", [tissue(256)[:256, :256].copy()])
+    return _tag(path, 325, 4, 1, 2**32 - 1)
+
+
+def _jpeg_of_version_17(folder: Path) -> Path:
+    """To OpenSlide libjpeg's warning is an error, after which not even the size of the slide is to be had."""
+    path = tiff(folder / "a.tif", [tissue(320)])
+    data = path.read_bytes()
+    assert b"JFIF\0\x01" in data
+    path.write_bytes(data.replace(b"JFIF\0\x01", b"JFIF\0\x11"))
+    return path
+
+
+PAST_SLIDES = [
+    _two_tile_widths,
+    _strips_of_text,
+    _sampling_that_differs,
+    _dicom_group_of_a_byte,
+    _dicom_of_gigabytes,
+    _tile_of_gigabytes,
+    _jpeg_of_version_17,
+]
+
+
+def test_past_weights(whole_weights: list[Path], tmp_path: Path) -> None:
+    """PyTorch's old layout, cut within a number: struct.error."""
+    data = whole_weights[2].read_bytes()
+    path = tmp_path / "cut.pt"
+    refused = 0
+    for end in range(len(data) - 60, len(data)):
+        path.write_bytes(data[:end])
+        with pytest.raises(ZoomfeatError, match=r"cut\.pt"):
+            read_weights(path)
+        refused += 1
+    assert refused == 60
 
 
 @pytest.mark.parametrize("recipe", PAST_SLIDES)

@@ -15,8 +15,8 @@ from zoomfeat.errors import BagInvalidError, ZoomfeatError
 NOT_A_BAG_CURE = "`zoomfeat convert` reads the TRIDENT, CLAM, STAMP and torchmil layouts into bags"
 INCOMPLETE_CURE = "Delete the file and extract the slide again"
 
-_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
-"""What h5py raises for bytes that make no sense: which of them depends on where the damage lies."""
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+"""What h5py (and PyTorch) raises for bytes that make no sense: which of them depends on where the damage lies."""
 
 _SMALL = 2**26  # bytes
 _MOST_EXPANSION = 100  # features and coordinates compress a few times at best
@@ -83,7 +83,7 @@ def reading(path: Path) -> Iterator[h5py.File]:
         # Finished bags never change in place, and locks fail on many network file systems.
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if isinstance(error, PermissionError):
             raise BagInvalidError("not readable", cure="Check its permissions", path=path) from error
         if not h5py.is_hdf5(path):

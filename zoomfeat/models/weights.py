@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ M = TypeVar("M", bound=ModelMixin)
 # What PyTorch raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
 _DAMAGE = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
-    AssertionError, MemoryError,
+    AssertionError, MemoryError, struct.error,
 )  # fmt: skip
 
 

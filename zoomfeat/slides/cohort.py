@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from zoomfeat.errors import ConfigurationError
 
@@ -44,7 +44,10 @@ _LONGEST_ID = 200  # bytes; a file system takes 255, and a bag in the making has
 _FORBIDDEN = re.compile(r'[/\\<>:"|?*\x00-\x1f\x7f]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # Windows' own
 # What pydicom raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
-_DAMAGED_DICOM = (OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, struct.error)
+_DAMAGED_DICOM = (
+    InvalidDicomError, BytesLengthException, OSError, ValueError, LookupError, TypeError, AttributeError,
+    NotImplementedError, MemoryError, struct.error,
+)  # fmt: skip
 _MANIFEST_CURE = "List the slides in a CSV manifest with the columns path and slide_id"
 
 
@@ -249,7 +252,7 @@ def _dicom_series(path: Path) -> str | None:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
         series = header.get("SeriesInstanceUID")
-    except (InvalidDicomError, *_DAMAGED_DICOM):
+    except _DAMAGED_DICOM:
         return None
     return str(series) if series else None
 

@@ -131,7 +131,11 @@ class Slide:
         where = getattr(source, "georeference", None)
         tiles = None
         if decode != "openslide" and isinstance(source, openslide.OpenSlide):
-            tiles = JpegTiles.open(path, source)
+            try:
+                tiles = JpegTiles.open(path, source)
+            except SlideUnreadableError:
+                source.close()
+                raise
         shrinks = SHRINKS if tiles is not None and decode == "dct" else ()
         if tiles is not None:
             library = f"{tiles.reader}{' at 1/2 and 1/4 size' if shrinks else ''}, checked against {library}"

@@ -99,6 +99,10 @@ class JpegTiles:
 
         Returns:
             None where the file is not made of ordinary JPEG tiles, or a single pixel differs.
+
+        Raises:
+            SlideUnreadableError: a tile is said to be longer than the file, or OpenSlide does not decode one, and
+                thereafter reads nothing of the file at all.
         """
         try:
             tiles = cls(path, _levels(path, slide))
@@ -107,10 +111,14 @@ class JpegTiles:
             return None
         try:
             tiles._check(slide)
-        except (_UnusualError, openslide.OpenSlideError) as reason:
+        except _UnusualError as reason:
             _log.debug("%s is left to OpenSlide: %s", path, reason)
             tiles.close()
             return None
+        except openslide.OpenSlideError as error:
+            tiles.close()
+            problem = f"OpenSlide does not decode a tile of it ({' '.join(str(error).split())})"
+            raise SlideUnreadableError(problem, cure=_COPY_CURE, path=path) from error
         return tiles
 
     @property
@@ -343,6 +351,7 @@ def _levels(path: Path, slide: openslide.OpenSlide) -> dict[int, TiledLevel]:
 
     Raises:
         _UnusualError: level 0 is not among them.
+        SlideUnreadableError: a tile is said to be longer than the file.
         Exception: of `_OF_TIFFFILE`, where tifffile does not make sense of the file.
     """
     vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
@@ -354,6 +363,10 @@ def _levels(path: Path, slide: openslide.OpenSlide) -> dict[int, TiledLevel]:
     with tifffile.TiffFile(path) as tiff:
         pages = {(page.imagewidth, page.imagelength): page for page in reversed(list(tiff.pages)) if page.is_tiled}
         for level, dimensions in enumerate(slide.level_dimensions):
+            if dimensions in pages and max(pages[dimensions].databytecounts, default=0) > path.stat().st_size:
+                # OpenSlide would take memory for it, and end the process where there is not so much.
+                problem = f"a tile of level {level} is said to be longer than the file"
+                raise SlideUnreadableError(problem, cure=_COPY_CURE, path=path)
             try:
                 layout = _layout(pages[dimensions])
             except _UnusualError:

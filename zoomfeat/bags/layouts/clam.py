@@ -6,6 +6,7 @@ CLAM reads a region of ``patch_size`` px at level ``patch_level`` for each coord
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoomfeat.bags.bag import Bag
-from zoomfeat.bags.files import reading, require_dataset
+from zoomfeat.bags.files import DAMAGE, reading, require_dataset
 from zoomfeat.bags.layouts.base import (
     Foreign,
     Hints,
@@ -128,7 +129,7 @@ def _load_tensor(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
 
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except (UnpicklingError, struct.error, EOFError, *DAMAGE) as error:
         raise BagInvalidError("not a tensor that loads safely", cure=_CURE, path=path) from error
     if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != shape:
         found = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
