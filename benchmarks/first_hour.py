@@ -107,7 +107,7 @@ def _plain(output: str) -> str:
 
 def install(command: str, archive: Path) -> str:
     """``pip install 'zoomfeat[mil]'`` of the README, as the archive that was just built."""
-    return re.sub(r"^pip install 'zoomfeat(\[[\w,]+\])?'", rf"pip install --quiet '{archive}\1'", command)
+    return re.sub(r"^pip install 'zoomfeat(\[[\w,]+\])?'", rf"pip install -qq '{archive}\1'", command)
 
 
 def first_hour(slide: Path, python: str, readme: Path, work: Path) -> list[Step]:
@@ -131,9 +131,9 @@ def first_hour(slide: Path, python: str, readme: Path, work: Path) -> list[Step]
     else:
         subprocess.run([python, "-m", "venv", environment], check=True)
     furnish(folder, slide)
-    commands = [f"pip install --quiet {wheel}", "zoomfeat --version", "zoomfeat demo"]
+    commands = [f"pip install -qq {wheel}", "zoomfeat --version", "zoomfeat demo"]
     commands += [install(command, wheel) for command in recipes(readme.read_text(encoding="utf-8"))]
-    commands += [f"pip install --quiet --force-reinstall --no-deps {sdist}", "zoomfeat demo out=demo-sdist"]
+    commands += [f"pip install -qq --force-reinstall --no-deps {sdist}", "zoomfeat demo out=demo-sdist"]
     for command in commands:
         steps.append(run(command, folder, environment / "bin"))
         if steps[-1].code:
@@ -145,8 +145,9 @@ def _anonymous(step: Step, work: Path) -> Step:
     """Without the folders of this machine."""
 
     def without(text: str) -> str:
-        text = text.replace(f"{work}/dist/", "dist/").replace(str(work), "work").replace(f"{ROOT}", ".")
-        return text.replace(sys.executable, "python")
+        for found, shown in ((sys.executable, "python"), (f"{work}/dist", "dist"), (work, "work"), (ROOT, ".")):
+            text = text.replace(str(found), shown)
+        return text
 
     return Step(without(step.command), step.code, step.seconds, without(step.output))
 
@@ -159,7 +160,7 @@ def page(steps: list[Step], slide: Path) -> str:
         "# The first hour", "",
         "What a stranger meets: wheel and sdist are built, the wheel is installed into an empty virtual environment,",
         f"and the recipes of the README run there, in a folder with {SLIDES} synthetic slides and `{slide.name}`.",
-        "The labels are made up, so that there is nothing to learn and the AUROC is that of guessing.",
+        "The labels are made up: there is nothing to learn, and whatever AUROC, difference or p there is, is chance.",
         "`python -m benchmarks.first_hour` wrote this page; the slow tests run it.", "",
         f"zoomfeat {version}, Python {platform.python_version()}, {cores} CPU cores that were shared with other work,",
         f"no GPU, no network but for packages: {total / 60:.0f} min in all.", "",

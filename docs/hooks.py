@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import textwrap
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -48,4 +50,14 @@ def _commands() -> str:
 def _printed(*words: str) -> str:
     with redirect_stdout(io.StringIO()) as text:
         main(list(words))
-    return text.getvalue().strip()
+    return "\n".join(_wrapped(line) for line in text.getvalue().strip().splitlines())
+
+
+def _wrapped(line: str, width: int = 100) -> str:
+    """A line as it fits the page, its rest under the text that follows a name and two spaces or more."""
+    indent = re.match(r" *(?:\S+ {2,})?", line)
+    assert indent is not None  # it may be empty
+    return textwrap.fill(
+        line, width, subsequent_indent=" " * indent.end(), break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True,
+    )  # fmt: skip

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from benchmarks.first_hour import SLIDES, Step, first_hour, furnish, install, page, recipes
+from benchmarks.first_hour import SLIDES, Step, _anonymous, first_hour, furnish, install, page, recipes
 from tests.docs.blocks import ROOT
 from zoomfeat.slides.synthetic import make_slide
 
@@ -37,7 +38,7 @@ def test_recipes_are_the_commands_that_can_run_here():
 
 def test_extras_are_installed_from_the_archive_that_was_built():
     wheel = Path("dist/zoomfeat-0.1.0-py3-none-any.whl")
-    assert install("pip install 'zoomfeat[mil]'", wheel) == f"pip install --quiet '{wheel}[mil]'"
+    assert install("pip install 'zoomfeat[mil]'", wheel) == f"pip install -qq '{wheel}[mil]'"
     assert install("zoomfeat demo", wheel) == "zoomfeat demo"
 
 
@@ -60,6 +61,14 @@ def test_the_page_has_times_and_the_ends_of_long_outputs():
     assert "line 0\n" in text
     assert "line 39\n" in text
     assert "line 20" not in text
+
+
+def test_steps_name_no_folder_of_this_machine(tmp_path):
+    step = Step(f"{sys.executable} -m build --outdir {tmp_path}/dist {ROOT}", 0, 1.0, f"{tmp_path}/empty {ROOT}/a")
+    found = _anonymous(step, tmp_path)
+    assert (found.command, found.output) == ("python -m build --outdir dist .", "work/empty ./a")
+    shown = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])/\w|https?:|file:", shown)
 
 
 @pytest.mark.slow

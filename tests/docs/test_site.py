@@ -1,10 +1,14 @@
-"""The site is built strictly, and every link inside it leads somewhere, to the heading that it names."""
+"""The site is built strictly; every link inside leads to the heading that it names, and what one looks for is found."""
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -63,6 +67,71 @@ def test_no_link_inside_is_dead(site):
 def test_a_page_loads_nothing_from_elsewhere(site):
     loaded = {link for found in site.values() for link in found.loads if urlsplit(link).netloc}
     assert not loaded
+
+
+GUIDES = {
+    "cohorts", "magnification", "tissue", "encoders", "features", "bags", "mil", "statistics", "explain", "benchmarks",
+    "generation", "training", "clusters", "offline",
+}  # fmt: skip
+
+
+def test_every_guide_is_in_the_navigation_of_every_page(site):
+    pages = {page.name: found for page, found in site.items()}
+    wanted = {f"{name}.html" for name in GUIDES | {"how-it-works", "performance", "reliability", "faq", "bag-format"}}
+    wanted |= {"first-hour.html", "cli.html", "python.html", "errors.html"}
+    assert wanted <= pages.keys()
+    for name in ("index.html", "faq.html", "cli.html"):
+        led_to = {Path(urlsplit(link).path).name for link in pages[name].links}
+        assert wanted - {name} <= led_to
+
+
+@pytest.fixture
+def address(site) -> Iterator[str]:
+    """Of a server of the site: browsers do not let pages from disk search."""
+    folder = next(page.parent for page in site if page.name == "404.html")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("manifest", "cohorts.html"),
+        ("um/px", "magnification.html"),
+        ("DeLong", "statistics.html"),
+        ("slurm", "clusters.html"),
+        ("parent_5x", "bag-format.html"),
+        ("min_tissue", "cli.html"),
+    ],
+)
+def test_the_search_finds_the_page(address, browser, words, page):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser.get(f"{address}/index.html")
+    browser.find_element("css selector", "[data-md-component=search-query]").send_keys(words)
+    found = WebDriverWait(browser, 60).until(
+        lambda window: window.find_elements("css selector", ".md-search-result__link")
+    )
+    assert page in {Path(urlsplit(link.get_attribute("href")).path).name for link in found}
+
+
+@pytest.mark.parametrize("name", ["index", "errors", "encoders", "reference/cli", "how-it-works", "first-hour"])
+def test_pictures_load_and_nothing_runs_off_the_page(address, browser, name):
+    browser.get(f"{address}/{name}.html")
+    widths = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert widths[0] <= widths[1]
+    absent = browser.execute_script(
+        "return [...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
+    )
+    assert not absent
 
 
 def test_notebooks_and_commands_are_pages(site):
