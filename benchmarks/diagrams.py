@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from zoomfeat.files import replacing
+from zoomfeat.palette import BLUE, as_hex
 
-# Okabe and Ito's palette, told apart by all common kinds of colour vision, mixed with white for the fills.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#b35a00", "#00734f", "#4a4a4a"
+# The palette, darker where text has the colour, and mixed with white for the fills.
+_BLUE, _ORANGE, _GREEN, _GREY = as_hex(BLUE), "#b35a00", "#00734f", "#4a4a4a"
 _FILLS = {_BLUE: "#d6e8f5", _ORANGE: "#fbe3cf", _GREEN: "#d3eee5", _GREY: "#eeeeee"}
 
 

@@ -16,9 +16,10 @@ from mil.evaluation import Evaluation
 from mil.held_out import HeldOutPredictions
 from mil.metrics import LEVEL, RESAMPLES, bootstrap_weights
 from zoomfeat.files import replacing
+from zoomfeat.palette import BLUE, CYCLE, GREY, as_hex
 
-_BLUE, _GREY = "#1f5fa8", "#9a9a9a"
-_COLORS = (_BLUE, "#c4571a", "#2d8548", "#8a4fb0", "#b08a1a", "#4a4a4a")
+_BLUE, _GREY = as_hex(BLUE), as_hex(GREY)
+_COLORS = tuple(as_hex(color) for color in CYCLE)
 _GRID = np.linspace(0, 1, 201)
 
 

@@ -19,9 +19,10 @@ from mil.attention import ScaleAttention, SlideAttention
 from mil.heatmap import patch_colours
 from zoomfeat.files import replacing
 from zoomfeat.georeference import Georeference
+from zoomfeat.palette import BLUE, GREEN, ORANGE, PURPLE
 
 # Of the classes, a magnification each; the objects themselves carry the colours of the heatmap.
-_CLASS_COLOURS = ([0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167])
+_CLASS_COLOURS = [list(color) for color in (BLUE, ORANGE, GREEN, PURPLE)]
 _DECIMALS = 8  # of a degree: about a millimetre
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from zoomfeat.files import replacing
+from zoomfeat.palette import BLUE, GREEN, ORANGE
 from zoomfeat.slides.grid import Grid, Scale
 from zoomfeat.slides.reader import Slide
 from zoomfeat.slides.tissue import TissueMask
@@ -16,10 +17,8 @@ from zoomfeat.slides.tissue import TissueMask
 LONGEST_SIDE = 1600
 """Longest side of the slide in the picture, in pixels."""
 
-# Of the palette of Okabe and Ito, told apart by all kinds of colour vision and unlike any stain.
-_TISSUE = (0, 158, 115)
-_FINEST = (0, 114, 178)
-_COARSEST = (230, 159, 0)
+# Unlike any stain.
+_TISSUE, _FINEST, _COARSEST = GREEN, BLUE, ORANGE
 _TEXT = (40, 40, 40)
 _MARGIN = 12
 _LINE = 30
