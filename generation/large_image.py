@@ -2,7 +2,10 @@
 
 Source: ZoomLDM (CVPR 2025, section 3, and its release). The patches of a large image are sampled side by side; a short
 second pass over windows that overlap by half removes their seams, with embeddings that are interpolated on the sphere;
-decoded windows overlap too and blend under a Gaussian weight.
+decoded windows overlap too and blend.
+
+In both, the release's weights (equal ones, and a Gaussian that ends at a fifth) leave a step where a window ends, and
+there the padding of convolutions shows. Here the default is a weight that vanishes at the edge.
 """
 
 from __future__ import annotations
@@ -16,7 +19,19 @@ from generation.joint_guidance import Estimate, NoiseLevel, estimate
 from zoomfeat.models.summarizer import embedding_grid
 from zoomfeat.models.zoomldm import ZoomLDM
 
-_BLEND_WIDTH = 0.8  # of the Gaussian, where the window reaches from -1 to 1
+Weight = Callable[[int], Tensor]
+"""From the side of a window to the weight of each of its places, ``(side, side)``."""
+
+
+def raised_cosine(side: int) -> Tensor:
+    """A weight that falls to zero at the edges; windows that overlap by half add up to one (Hann's window)."""
+    line = torch.sin(torch.pi * (torch.arange(side) + 0.5) / side).square()
+    return line[:, None] * line[None]
+
+
+def uniform(side: int) -> Tensor:
+    """Equal weights."""
+    return torch.ones(side, side)
 
 
 def merge(patches: Tensor, columns: int) -> Tensor:
@@ -66,6 +81,7 @@ def window_estimate(
     *,
     window: int,
     batch_size: int,
+    weight: Weight = raised_cosine,
     finished: Callable[[int], None] = lambda windows: None,
 ) -> Estimate:
     """Clean latent and noise of a large state, averaged over windows of the denoiser that overlap by half.
@@ -79,10 +95,12 @@ def window_estimate(
         scale: of classifier-free guidance.
         window: its side, the latent side of a patch.
         batch_size: windows at once.
+        weight: of a window's places in the mean.
         finished: is called with the number of windows of every batch.
     """
     places = [(y, x) for y in window_starts(state.shape[1], window) for x in window_starts(state.shape[2], window)]
-    total, counts = torch.zeros_like(state), torch.zeros_like(state[:1])
+    total, weights = torch.zeros_like(state), torch.zeros_like(state[:1])
+    each = weight(window).to(state)
     for start in range(0, len(places), batch_size):
         batch = places[start : start + batch_size]
         tokens = None
@@ -91,10 +109,10 @@ def window_estimate(
             tokens = bundle.summarizer(cells, 0)
         cut = torch.stack([state[:, y : y + window, x : x + window] for y, x in batch])
         for (y, x), clean in zip(batch, estimate(bundle, cut, level, tokens, scale).clean, strict=True):
-            total[:, y : y + window, x : x + window] += clean
-            counts[:, y : y + window, x : x + window] += 1
+            total[:, y : y + window, x : x + window] += each * clean
+            weights[:, y : y + window, x : x + window] += each
         finished(len(batch))
-    clean = total / counts
+    clean = total / weights
     return Estimate(clean, (state - level.signal**0.5 * clean) / (1 - level.signal) ** 0.5)
 
 
@@ -109,7 +127,9 @@ def seam_step(now: Estimate, level: NoiseLevel, noise: Tensor) -> Tensor:
     return level.next_signal**0.5 * now.clean + kept**0.5 * now.noise + level.variance**0.5 * noise
 
 
-def decode_bands(bundle: ZoomLDM, latent: Tensor, *, window: int, batch_size: int) -> Iterator[Tensor]:
+def decode_bands(
+    bundle: ZoomLDM, latent: Tensor, *, window: int, batch_size: int, weight: Weight = raised_cosine
+) -> Iterator[Tensor]:
     """The image of a large latent, from top to bottom, without ever holding it whole.
 
     Args:
@@ -117,35 +137,31 @@ def decode_bands(bundle: ZoomLDM, latent: Tensor, *, window: int, batch_size: in
         latent: ``(C, H, W)``, both sides at least a window and multiples of half a window.
         window: side of the windows, which overlap by half.
         batch_size: windows at once.
+        weight: under which they blend.
 
     Yields:
         ``(3, height, W * f)``, not clamped; together ``H * f`` rows.
     """
     columns = window_starts(latent.shape[2], window)
-    weight: Tensor | None = None
+    each: Tensor | None = None
     values = weights = torch.empty(0)
     for top in window_starts(latent.shape[1], window):
         rows = latent[:, top : top + window]
         for start in range(0, len(columns), batch_size):
             lefts = columns[start : start + batch_size]
             tiles = bundle.decode(torch.stack([rows[:, :, x : x + window] for x in lefts])).float()
-            if weight is None:
+            if each is None:
                 side = tiles.shape[-1]
                 factor = side // window
-                weight = _gaussian(side).to(tiles)
+                each = weight(side).to(tiles)
                 values = tiles.new_zeros(3, side, latent.shape[2] * factor)
                 weights = torch.zeros_like(values[0])
             for x, tile in zip(lefts, tiles, strict=True):
-                values[:, :, x * factor : x * factor + side] += weight * tile
-                weights[:, x * factor : x * factor + side] += weight
+                values[:, :, x * factor : x * factor + side] += each * tile
+                weights[:, x * factor : x * factor + side] += each
         half = side // 2
         yield values[:, :half] / weights[:half]
         # What the next row of windows shares with this one moves up.
         values = torch.cat([values[:, half:], torch.zeros_like(values[:, :half])], dim=1)
         weights = torch.cat([weights[half:], torch.zeros_like(weights[:half])])
     yield values[:, :half] / weights[:half]
-
-
-def _gaussian(side: int) -> Tensor:
-    line = torch.linspace(-1, 1, side).square()
-    return torch.exp(-(line[:, None] + line[None]) / _BLEND_WIDTH**2)

@@ -33,7 +33,6 @@ PREVIEW = "preview.png"
 """Name of the sheet that shows the image beside its guide."""
 
 _SHOWN = 1024  # px: longest side of the image in the sheet
-_SEAM_START = 300
 _CDM_STEPS = 200
 
 
@@ -73,7 +72,8 @@ def run(config: GenerateLargeConfig) -> int:
             num_inference_steps=config.steps,
             guidance_scale=config.guidance,
             pulls=config.pulls,
-            seam_start=_SEAM_START if config.seams else 0,
+            rate=config.rate,
+            seam_start=config.seams,
             generator=torch.Generator().manual_seed(config.seed),
             batch_size=config.batch_size,
             state=state,
@@ -191,6 +191,7 @@ def _arguments(pipe: JointMultiScalePipeline, config: GenerateLargeConfig) -> di
         "steps": config.steps,
         "guidance": config.guidance,
         "pulls": config.pulls,
+        "rate": config.rate,
         "seams": config.seams,
         "seed": config.seed,
     }

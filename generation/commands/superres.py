@@ -25,7 +25,6 @@ from zoomfeat.magnification import resolution
 from zoomfeat.slides import Slide
 
 _SHOWN = 256  # px of the input, in the middle, that the sheet shows enlarged
-_SEAM_START = 300
 
 
 def run(config: SuperresConfig) -> int:
@@ -88,7 +87,8 @@ def _draw(
             num_inference_steps=config.steps,
             guidance_scale=config.guidance,
             pulls=config.pulls,
-            seam_start=_SEAM_START if config.seams else 0,
+            rate=config.rate,
+            seam_start=config.seams,
             inversion_steps=config.inversion_steps,
             generator=torch.Generator().manual_seed(config.seed),
             batch_size=config.batch_size,
@@ -140,6 +140,7 @@ def _arguments(pipe: SuperResolutionPipeline, config: SuperresConfig) -> dict[st
         "steps": config.steps,
         "guidance": config.guidance,
         "pulls": config.pulls,
+        "rate": config.rate,
         "seams": config.seams,
         "seed": config.seed,
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 from generation.batches import seeded_normal
 from generation.joint_guidance import noise_levels
 from generation.joint_sampling import Settings
-from generation.large_image import seam_step, window_estimate
+from generation.large_image import seam_step, uniform, window_estimate
 from generation.pipelines.inputs import Embeddings
 from generation.pipelines.large import LargeImagePipeline, check_output, draw_seed
 from zoomfeat.errors import ConfigurationError
@@ -104,6 +104,7 @@ class WindowedPipeline(LargeImagePipeline):
                     scale,
                     window=side,
                     batch_size=settings.batch_size,
+                    weight=uniform,  # as published
                     finished=finished,
                 )
                 state = seam_step(now, level, seeded_normal(shape, seed, number).to(device))

@@ -404,7 +404,7 @@ def model(small_model, tmp_path_factory) -> Path:
 
 
 def run_large(model: Path, out: Path, *words: str) -> int:
-    keys = {"model": model, "out": out, "guide": "10x", "steps": 2, "pulls": 1, "seams": False, "device": "cpu"}
+    keys = {"model": model, "out": out, "guide": "10x", "steps": 2, "pulls": 1, "seams": 0, "device": "cpu"}
     keys |= dict(word.split("=", 1) for word in words)
     return main(["generate-large", *(f"{name}={value}" for name, value in keys.items())])
 

@@ -10,7 +10,16 @@ from safetensors.torch import load_file
 
 from benchmarks.generation.large import seam_ratio
 from generation.joint_guidance import Estimate, NoiseLevel, noise_levels
-from generation.large_image import between, decode_bands, diffused, merge, seam_step, window_estimate
+from generation.large_image import (
+    between,
+    decode_bands,
+    diffused,
+    merge,
+    raised_cosine,
+    seam_step,
+    uniform,
+    window_estimate,
+)
 from generation.tiff import read_arguments, write_pyramid
 from tests.generation.conftest import EMBEDDING_DIM, small_bundle
 from zoomfeat.errors import ZoomfeatError
@@ -36,6 +45,12 @@ def bundle() -> ZoomLDM:
     return small_bundle()
 
 
+def gaussian(side: int) -> torch.Tensor:
+    """The release's weight of decoded windows."""
+    line = torch.linspace(-1, 1, side).square()
+    return torch.exp(-(line[:, None] + line[None]) / 0.64)
+
+
 @pytest.mark.shared_data
 def test_the_pass_against_seams_and_the_blend_match_the_reference(shared):
     folder = shared / "zoomldm-golden"
@@ -50,12 +65,12 @@ def test_the_pass_against_seams_and_the_blend_match_the_reference(shared):
     state = diffused(merged, levels[0], merge(golden["large/noise0"], 2))
     assert error(state[None], golden["large/post_x_start"]) < 1e-5
     for step, level in enumerate(levels):
-        now = window_estimate(averaged, state, level, features, 3.0, window=16, batch_size=4)
+        now = window_estimate(averaged, state, level, features, 3.0, window=16, batch_size=4, weight=uniform)
         assert error(now.clean[None], golden[f"large/post_x0_{step}"]) < 1e-5
         state = seam_step(now, level, golden["large/noises"][step][0])
         assert error(state[None], golden[f"large/post_x_{step}"]) < 1e-5
 
-    image = torch.cat(list(decode_bands(averaged, merged, window=16, batch_size=3)), dim=1)
+    image = torch.cat(list(decode_bands(averaged, merged, window=16, batch_size=3, weight=gaussian)), dim=1)
     assert error(image[None], golden["large/decoded_blend"]) < 1e-5
 
 
@@ -94,11 +109,19 @@ def test_a_seam_step_to_the_end_keeps_the_clean_latent():
     torch.testing.assert_close(seam_step(Estimate(clean, noise), NoiseLevel(50.0, 0.9, 1.0, 0.0), noise), clean)
 
 
-def test_bands_are_the_weighted_mean_of_all_windows(bundle):
+@pytest.mark.parametrize("side", [8, 256])
+def test_windows_that_overlap_by_half_add_up_to_one(side):
+    weight, half = raised_cosine(side), side // 2
+    assert weight[0].max() < weight[1].max() < weight[half].max()
+    total = weight[:half, :half] + weight[half:, :half] + weight[:half, half:] + weight[half:, half:]
+    torch.testing.assert_close(total, torch.ones(half, half))
+
+
+@pytest.mark.parametrize("weighted", [raised_cosine, gaussian])
+def test_bands_are_the_weighted_mean_of_all_windows(bundle, weighted):
     latent = torch.randn(3, 16, 24)
-    image = torch.cat(list(decode_bands(bundle, latent, window=8, batch_size=2)), dim=1)
-    line = torch.linspace(-1, 1, 256).square()
-    weight = torch.exp(-(line[:, None] + line[None]) / 0.64)
+    image = torch.cat(list(decode_bands(bundle, latent, window=8, batch_size=2, weight=weighted)), dim=1)
+    weight = weighted(256)
     values, weights = torch.zeros(3, 512, 768), torch.zeros(512, 768)
     for y in (0, 4, 8):
         for x in (0, 4, 8, 12, 16):

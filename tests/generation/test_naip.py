@@ -113,7 +113,7 @@ def test_the_commands_draw_over_a_map(checkpoint, aerial, tmp_path):
     names = {path.name for path in (tmp_path / "patches").iterdir()}
     assert names == {"1x-0000.png", "3x-0000.png", "preview.png"}
     assert Image.open(tmp_path / "patches" / "3x-0000.png").size == (256, 256)
-    assert main(["generate-large", "guide=2x", f"out={tmp_path / 'large'}", "pulls=1", "seams=false", *words]) == 0
+    assert main(["generate-large", "guide=2x", f"out={tmp_path / 'large'}", "pulls=1", "seams=0", *words]) == 0
     (large,) = (tmp_path / "large").glob("*.tiff")
     assert read_arguments(large)["guide"] == "2x"
     with Slide.open(large) as slide:

@@ -228,7 +228,7 @@ def test_bad_input_is_refused_before_anything_runs(pipe, image, options, problem
 
 
 def run_superres(image: Path, out: Path, model: Path, *words: str) -> int:
-    keys = {"image": image, "out": out, "model": model, "steps": 2, "pulls": 1, "seams": False, "device": "cpu"}
+    keys = {"image": image, "out": out, "model": model, "steps": 2, "pulls": 1, "seams": 0, "device": "cpu"}
     keys |= {"condition": "uncond"} | dict(word.split("=", 1) for word in words)
     return main(["superres", *(f"{name}={value}" for name, value in keys.items())])
 

@@ -433,7 +433,10 @@ class GenerateLargeConfig:
     steps: int = key(20, "noise levels, a number that divides 1000")
     guidance: float = key(3.0, "classifier-free guidance s in u + s (c - u); the publication's w = 2 is 3")
     pulls: int = key(2, "how often every patch is pulled towards the guide at each noise level")
-    seams: bool = key(True, "a short second pass over overlapping windows removes the seams between patches")
+    rate: float = key(0.5, "how far each time, in standard deviations of the state; less for small models")
+    seams: int = key(
+        300, "timestep, a multiple of 50, that the second pass against seams starts from; more for small models, 0: none"
+    )
     seed: int = key(0, "decides the image")
     save_every: int = key(1, "noise levels between two savings of the state")
     device: str = key("auto", "where the model runs: auto, cpu, cuda, cuda:1")
@@ -458,7 +461,10 @@ class SuperresConfig:
     steps: int = key(20, "noise levels, a number that divides 1000")
     guidance: float = key(3.0, "classifier-free guidance s in u + s (c - u); the publication's w = 2 is 3")
     pulls: int = key(2, "how often every patch is pulled towards the picture at each noise level")
-    seams: bool = key(True, "a short second pass over overlapping windows removes the seams between patches")
+    rate: float = key(0.5, "how far each time, in standard deviations of the state; less for small models")
+    seams: int = key(
+        300, "timestep, a multiple of 50, that the second pass against seams starts from; more for small models, 0: none"
+    )
     inversion_steps: int = key(200, "steps of the search for embeddings, for each 256 px of the picture")
     seed: int = key(0, "decides the result")
     save_every: int = key(1, "noise levels between two savings of the state")
