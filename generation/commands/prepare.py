@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from generation.index import Index
+from generation.index import INDEX, Index
 from generation.prepare import Tools, check_config, open_index, prepare_slide, report_of, save_index
+from zoomfeat.claims import Claims
 from zoomfeat.commands.extract import conclude
 from zoomfeat.conf.schema import PrepareConfig
+from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import make_folder
 from zoomfeat.progress import progress_bar
 from zoomfeat.report import SlideReport
@@ -25,15 +29,35 @@ def run(config: PrepareConfig) -> int:
     check_config(config)
     entries = slides(config.slides)
     out = make_folder(Path(config.out))
-    with console.status("loading the networks"):
-        tools = Tools.load(config)
-    index = open_index(config, tools)
-    save_index(out, index)  # claims the folder for this configuration
-    index, reports = prepare_all(entries, config, tools, index, console)
+    with claimed(out):
+        with console.status("loading the networks"):
+            tools = Tools.load(config)
+        index = open_index(config, tools)
+        save_index(out, index)  # the folder is of this configuration from now on
+        index, reports = prepare_all(entries, config, tools, index, console)
     console.print(counts_table(index, reports))
     if index.note:
         console.print(f"NOTE {escape(index.note)}", style="bold yellow", highlight=False)
     return conclude(reports, out, console)
+
+
+@contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Holds a set, whose index one run at a time writes.
+
+    Raises:
+        ConfigurationError: another run does.
+    """
+    claims = Claims(out / ".claims")
+    with claims.hold(INDEX) as mine:
+        if not mine:
+            holder = claims.holder(INDEX) or "another process"
+            raise ConfigurationError(
+                f"being made by {holder}",
+                path=out,
+                cure="Wait until it has ended and start again, or choose another out=",
+            )
+        yield
 
 
 def prepare_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from generation.commands.prepare import run
+from generation.commands.prepare import claimed, run
 from generation.data import TrainingSet
 from generation.index import INDEX, Index
 from generation.prepare import FirstStage, Tools, check_config, prepare_slide, tissue_thresholds
@@ -273,6 +274,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_set(slide_folder, prepare_c
     undisturbed = prepare_config(slide_folder, *words)
     run(undisturbed)
     same_rows(TrainingSet.open(out), TrainingSet.open(undisturbed.out))
+
+
+def test_two_runs_on_one_folder_do_not_meet(slide_folder, prepare_config, tmp_path):
+    """The second is refused while the first lives, before it has done anything."""
+    config = prepare_config(slide_folder)
+    words = ["prepare", f"slides={slide_folder}", f"out={config.out}", "ssl_encoder=color-stats"]
+    with claimed(Path(config.out)):
+        other = subprocess.run(
+            [sys.executable, "-m", "zoomfeat.cli", *words], capture_output=True, text=True, check=False
+        )
+    assert other.returncode == 2
+    assert f"being made by process {os.getpid()} on" in other.stderr
+    assert not (Path(config.out) / INDEX).exists()
+    assert run(config) == 0
+    assert not list((Path(config.out) / ".claims").iterdir())
 
 
 def test_another_configuration_is_refused_with_the_differing_keys(slide_folder, prepare_config):
