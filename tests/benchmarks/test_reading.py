@@ -65,7 +65,8 @@ def test_reading(scan, tmp_path, monkeypatch, capsys):
     assert ways <= {run["way"] for run in record["runs"]}
     assert set(Counter(run["case"] for run in record["runs"]).values()) == {len({r["way"] for r in record["runs"]})}
     assert all(run["patches"] > 0 and run["rate"] > 0 for run in record["runs"])
-    assert len({run["patches"] for run in record["runs"] if run["case"] == record["runs"][0]["case"]}) == 1
+    by_way = {run["way"]: run["patches"] for run in record["runs"] if run["case"] == record["runs"][0]["case"]}
+    assert len({by_way[way] for way in (reading.EXACT, reading.DCT, reading.LIMIT, reading.HALF_LIMIT)}) == 1
     assert {"reading_vs_per_patch", "reading_dct_vs_per_patch", "reading_vs_jpeg_limit"} <= set(record["ratios"])
     page = (tmp_path / "reading.md").read_text()
     assert all(f"| {case.name} |" in page for case in reading.CASES)
@@ -75,9 +76,13 @@ def test_the_limit_counts_each_tile_once(scan, tmp_path):
     path = tmp_path / "slide.svs"
     textured_slide.write_textured_slide(path, textured_slide.scan_texture(scan), 2100, 0.25)
     plan, _ = reading._plan(path)
-    level, tiles = reading._needed_tiles(path, plan)
+    level, tiles = reading._needed_tiles(path, reading.Rows(plan, []))
     assert len(tiles) == len(set(tiles)) == 9 * 9, "the two regions of 2048 px cover all tiles of a slide of 2100"
     assert level.tile == (240, 240)
+    below = reading.Rows([region for region in plan if region.y > 0], [region for region in plan if region.y == 0])
+    assert set(reading._needed_tiles(path, below)[1]).isdisjoint(
+        reading._needed_tiles(path, reading.Rows(below.above, []))[1]
+    )
 
 
 def test_the_middle_of_a_slide(scan, tmp_path):
@@ -90,6 +95,20 @@ def test_the_middle_of_a_slide(scan, tmp_path):
     corners = {(x // 1024, y // 1024) for x, y in part.scales[0].coords.tolist()}
     assert corners == {(region.x // 1024, region.y // 1024) for region in plan}
     assert min(abs(region.y + 512 - 3072) for region in plan) <= 1024
+
+
+def test_rows_that_stand_for_a_slide(scan, tmp_path):
+    path = tmp_path / "slide.svs"
+    textured_slide.write_textured_slide(path, textured_slide.scan_texture(scan), 6144, 0.5)
+    plan, _ = reading._plan(path)
+    rows = reading.steady(plan, height=2000)
+    assert len({region.y for region in rows.plan}) == 2
+    (above,) = {region.y for region in rows.above}
+    assert above == min(region.y for region in rows.plan) - 1024
+    assert rows.patches == sum(len(region.parts[0].rows) for region in rows.plan)
+    everything = reading.steady(plan, height=10**6)
+    assert everything.plan == plan
+    assert everything.above == []
 
 
 def test_effect_of_decoding_at_half_size(scan, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -55,10 +57,53 @@ def resize_into(image: np.ndarray, out: np.ndarray) -> None:
         out: uint8 of shape (height, width, 3); each row in one piece.
     """
     height, width = out.shape[:2]
-    if height <= image.shape[0] and width <= image.shape[1] and out.shape != image.shape:
-        cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_AREA)
-    else:
+    rows, columns = image.shape[:2]
+    if out.shape == image.shape:
+        out[:] = image
+    elif height > rows or width > columns:
         out[:] = resize(image, (width, height))
+    elif _is_power_of_two(rows / height) and _is_power_of_two(columns / width) and rows >= _MANY_ROWS * height:
+        _sum_rows_into(image, out)
+    else:
+        cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_AREA)
+
+
+def halve_into(image: np.ndarray, out: np.ndarray) -> None:
+    """An area mean by halves, each rounded: half the time of a single step, and up to half a grey level a halving off.
+
+    Args:
+        image: uint8 of shape (H, W, 3).
+        out: uint8 of shape (height, width, 3), each row in one piece. A single step unless a power of two smaller.
+    """
+    height, width = out.shape[:2]
+    if _is_power_of_two(image.shape[0] / height) and image.shape[0] * width == image.shape[1] * height:
+        while image.shape[0] > 2 * height:
+            image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    resize_into(image, out)
+
+
+_MANY_ROWS = 8
+"""Rows to a row of the result from which adding them up beats OpenCV's own mean; measured."""
+
+
+def _sum_rows_into(image: np.ndarray, out: np.ndarray) -> None:
+    """The area mean over whole pixels, by powers of two; to the bit what OpenCV gives, but for 2 x 2 pixels.
+
+    OpenCV vectorises the mean of 2 x 2 pixels alone, but also the sum of images: 19 us a tile of 240 px in place of 33.
+    The sums are whole numbers, exact in float32.
+    """
+    height, width = out.shape[:2]
+    rows = image.shape[0] // height
+    sums = np.zeros((height, *image.shape[1:]), np.float32)
+    for row in range(rows):
+        cv2.accumulate(image[row::rows], sums)
+    if sums.shape[1] != width:
+        sums = cv2.resize(sums, (width, height), interpolation=cv2.INTER_AREA)
+    cv2.convertScaleAbs(sums, dst=out, alpha=1 / rows)
+
+
+def _is_power_of_two(number: float) -> bool:
+    return math.frexp(number)[0] == 0.5
 
 
 def _means_between(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:

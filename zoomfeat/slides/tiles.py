@@ -23,7 +23,7 @@ import simplejpeg
 import tifffile
 
 from zoomfeat.errors import SlideUnreadableError
-from zoomfeat.slides.resample import resize_into
+from zoomfeat.slides.resample import halve_into, resize_into
 
 SHRINKS = (4, 2)
 """How many times smaller a JPEG can be decoded; libjpeg does it with a smaller inverse DCT."""
@@ -153,8 +153,8 @@ class JpegTiles:
         canvas = self._memory("canvas", (height, width, _SAMPLES)) if out is None else out
         if not self._covers(level, corner, size, shrink):
             canvas[:] = 255
-        for rows, columns, pixels in self._pieces(level, corner, size, shrink):
-            canvas[rows, columns] = 255 if pixels is None else pixels
+        for row, column, pixels in self._pieces(level, corner, size, shrink):
+            canvas[row.start : row.stop, column.start : column.stop] = 255 if pixels is None else pixels
         return canvas
 
     def read_means(
@@ -163,7 +163,8 @@ class JpegTiles:
         """A box of one level at several sizes, each tile averaged as soon as it is decoded; the box is never whole.
 
         It is an exact area mean, as of `read` it would be, where a whole number of pixels goes into each of the
-        results and none of those lies in two tiles.
+        results and none of those lies in two tiles. Of shrunk tiles, whose pixels are not exact either, only the finest
+        result is made so; the others are made from it in steps (`zoomfeat.slides.resample.halve_into`).
 
         Args:
             level: one of ``levels``.
@@ -178,24 +179,30 @@ class JpegTiles:
         Raises:
             SlideUnreadableError: a tile does not decode, or lies beyond the end of the file.
         """
-        factors = [(size[0] // out.shape[1], size[1] // out.shape[0]) for out in outs]
+        finest = max(outs, key=lambda out: out.size)
+        direct = outs if shrink == 1 else [finest]
+        factors = [(size[0] // out.shape[1], size[1] // out.shape[0]) for out in direct]
         tile = [side // shrink for side in self.levels[level].tile]
         whole = all(
             side == factor * count and place % factor == 0 and step % factor == 0
-            for out, factors_of_out in zip(outs, factors, strict=True)
+            for out, factors_of_out in zip(direct, factors, strict=True)
             for side, factor, count, place, step in zip(
                 size, factors_of_out, (out.shape[1], out.shape[0]), corner, tile, strict=True
             )
         )
         if not whole or not self._covers(level, corner, size, shrink):
             return False
-        for rows, columns, pixels in self._pieces(level, corner, size, shrink):
-            for out, (across, down) in zip(outs, factors, strict=True):
-                part = out[rows.start // down : rows.stop // down, columns.start // across : columns.stop // across]
+        for row, column, pixels in self._pieces(level, corner, size, shrink):
+            for out, (across, down) in zip(direct, factors, strict=True):
+                part = out[row.start // down : row.stop // down, column.start // across : column.stop // across]
                 if pixels is None:
                     part[:] = 255
                 else:
                     resize_into(pixels, part)
+        if shrink > 1:
+            for out in outs:
+                if out is not finest:
+                    halve_into(finest, out)
         return True
 
     def _covers(self, level: int, corner: tuple[int, int], size: tuple[int, int], shrink: int) -> bool:
@@ -208,30 +215,21 @@ class JpegTiles:
 
     def _pieces(
         self, level: int, corner: tuple[int, int], size: tuple[int, int], shrink: int
-    ) -> Iterator[tuple[slice, slice, np.ndarray | None]]:
-        """What the tiles hold of a box: rows and columns of the box, and the pixels, None for a missing tile.
+    ) -> Iterator[tuple[_Cut, _Cut, np.ndarray | None]]:
+        """What the tiles hold of a box: where in the box, and the pixels, None for a missing tile.
 
         Pixels are good until the next piece.
         """
         layout = self.levels[level]
-        (left, top), (width, height) = corner, size
-        level_right, level_bottom = layout.width // shrink, layout.height // shrink
-        right, bottom = min(left + width, level_right), min(top + height, level_bottom)
-        tile_width, tile_height = (side // shrink for side in layout.tile)
-        for row in range(max(top, 0) // tile_height, -(-bottom // tile_height)):
-            y = row * tile_height
-            upper, lower = max(top, y), min(bottom, y + tile_height)
-            for column in range(max(left, 0) // tile_width, -(-right // tile_width)):
-                x = column * tile_width
-                start, end = max(left, x), min(right, x + tile_width)
+        columns, rows = (
+            _cuts(start, length, step // shrink, side // shrink)
+            for start, length, step, side in zip(corner, size, layout.tile, (layout.width, layout.height), strict=True)
+        )
+        for row in rows:
+            for column in columns:
                 # Regions come row by row: a tile that goes on to the right or below is asked for again.
-                keep = min(x + tile_width, level_right) > right or min(y + tile_height, level_bottom) > bottom
-                tile = self._tile(level, column, row, shrink, keep=keep)
-                yield (
-                    slice(upper - top, lower - top),
-                    slice(start - left, end - left),
-                    None if tile is None else tile[upper - y : lower - y, start - x : end - x],
-                )
+                tile = self._tile(level, column.tile, row.tile, shrink, keep=row.goes_on or column.goes_on)
+                yield row, column, None if tile is None else tile[row.of_tile, column.of_tile]
 
     def close(self) -> None:
         """Let go of the file."""
@@ -263,7 +261,7 @@ class JpegTiles:
                 raise self._unreadable(level, column, row, f"it starts with {data[:2].hex(' ')}, a JPEG with ff d8")
             width, height = (side // shrink for side in layout.tile)
             shape = (height, width, _SAMPLES)
-            jpeg = layout.head + _after_applications(data)
+            jpeg = b"".join((layout.head, memoryview(data)[_end_of_applications(data) :]))
             try:
                 pixels = simplejpeg.decode_jpeg(
                     jpeg,
@@ -320,6 +318,37 @@ class JpegTiles:
                 equal += 1
         if damaged and not equal:
             raise _UnusualError(f"none of {damaged} tiles decodes")
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What a row or a column of tiles holds of a box along one axis.
+
+    Attributes:
+        tile: number of the row or column.
+        of_tile: its pixels.
+        start: the first of them in the box.
+        stop: where they end in the box.
+        goes_on: whether the level has more of it behind the box.
+    """
+
+    tile: int
+    of_tile: slice
+    start: int
+    stop: int
+    goes_on: bool
+
+
+def _cuts(start: int, length: int, step: int, side: int) -> list[_Cut]:
+    """Along one axis, the tiles of a box that begins at ``start``, of ``step`` px each, of a level of ``side`` px."""
+    stop = min(start + length, side)
+    cuts = []
+    for number in range(max(start, 0) // step, -(-stop // step)):
+        begin = number * step
+        first, last = max(start, begin), min(stop, begin + step)
+        goes_on = min(begin + step, side) > stop
+        cuts.append(_Cut(number, slice(first - begin, last - begin), first - start, last - start, goes_on))
+    return cuts
 
 
 class _CutTiles:
@@ -415,12 +444,12 @@ def _layout(page: tifffile.TiffPage) -> TiledLevel:
     )
 
 
-def _after_applications(jpeg: bytes) -> bytes:
-    """A JPEG without its start and the segments of applications: the TIFF's word on colours holds, not theirs.
+def _end_of_applications(jpeg: bytes) -> int:
+    """Bytes of a JPEG's start and its segments of applications: the TIFF's word on colours holds, not theirs.
 
     Segments are those of ITU-T T.81, annex B: a marker of two bytes, then a length.
     """
     at = len(_START_OF_IMAGE)
     while b"\xff\xe0" <= jpeg[at : at + 2] <= b"\xff\xef":
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return jpeg[at:]
+    return at

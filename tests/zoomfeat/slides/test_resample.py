@@ -1,10 +1,13 @@
+import math
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from zoomfeat.slides.resample import area_resize, resize
+from zoomfeat.slides.resample import area_resize, halve_into, resize, resize_into
 
 
 @st.composite
@@ -58,3 +61,25 @@ def test_resize_of_each_axis_by_itself(size: tuple[int, int]) -> None:
     x, y = (np.arange(size[0]) + 0.5) / size[0] * 257 - 0.5, (np.arange(size[1]) + 0.5) / size[1] * 129 - 0.5
     expected = np.clip(x, 0, 256)[None, :] / 257 * 200 + np.clip(y, 0, 128)[:, None] / 129 * 50
     assert np.abs(resize(image, size)[..., 0] - expected).max() <= 1.5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_sums_of_rows_equal_the_mean_of_opencv(data: st.DataObject) -> None:
+    across, down = 2 ** data.draw(st.integers(0, 5)), 2 ** data.draw(st.integers(3, 5))
+    width, height = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    around = data.draw(arrays(np.uint8, (height * down + 2, width * across + 3, 3)))
+    image, out = around[1:-1, 2:-1], np.zeros((height + 1, width + 1, 3), np.uint8)
+    resize_into(image, out[1:, 1:])
+    assert np.array_equal(out[1:, 1:], cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+    assert not out[0].any()
+    assert not out[:, 0].any()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (256, 256), (8, 8), (64, 32), (50, 50)])
+def test_halving_is_a_mean_within_half_a_grey_level_a_step(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    out = np.zeros((size[1], size[0], 3), np.uint8)
+    halve_into(image, out)
+    expected = cv2.resize(image.astype(np.float64), size, interpolation=cv2.INTER_AREA)
+    assert np.abs(out - expected).max() <= 0.5 * max(1, math.log2(256 / min(size)))
