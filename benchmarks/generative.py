@@ -24,7 +24,8 @@ from benchmarks.metrics import Measurement as Measured
 from benchmarks.metrics.frechet import FewImagesWarning
 from benchmarks.metrics.images import Images, image_paths
 from benchmarks.metrics.registry import find_pair_metric
-from benchmarks.record import Cost, EncoderFacts, HeadFacts, Measurement, Record, canonical, recomputed, record_file
+from benchmarks.recomputation import recomputed
+from benchmarks.record import Cost, EncoderFacts, HeadFacts, Measurement, Record, canonical, record_file
 from benchmarks.runner import Outcome, facts_of, hardware, kept, now, peak_memory_bytes
 from benchmarks.tasks import Task
 from generation.commands import generate, generate_large

@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from benchmarks.bags import EncoderBags, content_sha256, extract_bags, given_bags, open_given
 from benchmarks.localisation import attention_auroc
+from benchmarks.recomputation import recomputed
 from benchmarks.record import (
     HeadFacts,
     Interval,
@@ -30,7 +31,6 @@ from benchmarks.record import (
     TaskFacts,
     canonical,
     predictions_of,
-    recomputed,
     record_file,
 )
 from benchmarks.tasks import Task

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from benchmarks.record import Interval, Record, RecordInvalidError, differing_metrics, held_out, recomputed
+from benchmarks.recomputation import differing_metrics, recomputed
+from benchmarks.record import Interval, Record, RecordInvalidError, held_out
 from benchmarks.tasks import Task, load_task, patients_sha256, task_names
 from mil.held_out import HeldOutPredictions
 from mil.labels import counted, shown

@@ -12,17 +12,8 @@ import pandas as pd
 import yaml
 from sklearn.model_selection import StratifiedKFold
 
-from benchmarks.record import (
-    Cost,
-    EncoderFacts,
-    HeadFacts,
-    Interval,
-    Measurement,
-    Record,
-    TaskFacts,
-    predictions_of,
-    recomputed,
-)
+from benchmarks.recomputation import recomputed
+from benchmarks.record import Cost, EncoderFacts, HeadFacts, Interval, Measurement, Record, TaskFacts, predictions_of
 from benchmarks.tasks import Task, load_task
 from mil import MILClassifier
 from mil.held_out import HeldOutPredictions

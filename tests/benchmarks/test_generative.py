@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.generative import find_regions, ranked_by
-from benchmarks.record import differing_metrics, load_records, recomputed
+from benchmarks.recomputation import differing_metrics, recomputed
+from benchmarks.record import load_records
 from benchmarks.results import published_of
 from benchmarks.tasks import load_task
 from zoomfeat.cli import main

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from benchmarks.recomputation import differing_metrics, recomputed
 from benchmarks.record import (
     EncoderFacts,
     HeadFacts,
@@ -17,11 +18,9 @@ from benchmarks.record import (
     Record,
     RecordInvalidError,
     TaskFacts,
-    differing_metrics,
     held_out,
     load_records,
     predictions_of,
-    recomputed,
 )
 from mil.evaluation import evaluate
 

@@ -18,7 +18,8 @@ from benchmarks.bags import content_sha256, given_bags
 from benchmarks.localisation import LOCALISATION, attention_auroc
 from benchmarks.phantom import Truth
 from benchmarks.phantom.truth import PlantedLesion
-from benchmarks.record import Record, differing_metrics, load_records, recomputed
+from benchmarks.recomputation import differing_metrics, recomputed
+from benchmarks.record import Record, load_records
 from benchmarks.tasks import brca, load_task
 from mil.crossval import cross_validate, open_study
 from mil.heads import base as head_registry
@@ -321,9 +322,7 @@ def test_the_guide_adds_a_task_and_a_head_as_it_says(tmp_path, monkeypatch, caps
     (task,), (head,) = re.findall(r"```yaml\n(.*?)```", guide, re.S), re.findall(r"```python\n(.*?)```", guide, re.S)
     assert max(len(task.splitlines()), len(head.splitlines())) < 30
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        head_registry, "_BUILDERS", dict(head_registry._BUILDERS)
-    )  # forgets the head afterwards
+    monkeypatch.setattr(head_registry, "_BUILDERS", dict(head_registry._BUILDERS))  # forgets the head afterwards
     Path("grade.yaml").write_text(task)
     Path("smooth_max.py").write_text(head)
     Path("bags").mkdir()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.record import Cost, Interval, Record, recomputed
+from benchmarks.recomputation import recomputed
+from benchmarks.record import Cost, Interval, Record
 from benchmarks.submission import check_file, check_record, known_tasks, printable
 from benchmarks.tasks import patients_sha256
 from tests.benchmarks.records import PATIENTS, SMALL, make_record
