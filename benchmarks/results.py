@@ -22,6 +22,7 @@ Rows = list[tuple[str, ...]]
 
 _WIDEST = 400  # columns of text
 
+_PRIMARY = "primary comparisons, which the task names beforehand"
 _SCALES, _ENCODERS = "magnifications of one encoder and head", "encoders at one magnification, one head"
 
 
@@ -47,16 +48,20 @@ class PlannedTest:
 def planned_tests(task: Task, records: Sequence[Record]) -> list[PlannedTest]:
     """Paired tests between the magnifications of one encoder and head, and between encoders at one magnification.
 
-    Each of the two families is corrected by itself (Holm); pairs that differ in more than one thing are not tested.
+    Pairs of magnifications that the task names as primary are a family of their own. Each family is corrected by itself
+    (Holm); pairs that differ in more than one thing are not tested.
     """
     test = prediction_test(task.compared)
     by_patient = {record.hash: held_out(record).by_patient() for record in records}
+    of_family: dict[str, list[tuple[Record, Record]]] = {_PRIMARY: [], _SCALES: [], _ENCODERS: []}
+    for a, b in combinations(records, 2):
+        if (a.encoder.name, a.head) == (b.encoder.name, b.head) and a.magnification != b.magnification:
+            named = any({a.magnification, b.magnification} == set(pair) for pair in task.primary)
+            of_family[_PRIMARY if named else _SCALES].append((a, b))
+        elif (a.magnification, a.head) == (b.magnification, b.head) and a.encoder.name != b.encoder.name:
+            of_family[_ENCODERS].append((a, b))
     found = []
-    for family, same, other in (
-        (_SCALES, lambda r: (r.encoder.name, r.head), lambda r: r.magnification),
-        (_ENCODERS, lambda r: (r.magnification, r.head), lambda r: r.encoder.name),
-    ):
-        pairs = [(a, b) for a, b in combinations(records, 2) if same(a) == same(b) and other(a) != other(b)]
+    for family, pairs in of_family.items():
         tested = [test(by_patient[a.hash], by_patient[b.hash]) for a, b in pairs]
         corrected = holm([np.nan if each.difference is None else each.difference.p for each in tested])
         found += [PlannedTest(family, a, b, t, p) for (a, b), t, p in zip(pairs, tested, corrected, strict=True)]
@@ -98,7 +103,7 @@ def comparison_rows(tests: Sequence[PlannedTest]) -> tuple[tuple[str, ...], Rows
             shown_p(d.p), shown_p(each.p_holm),
         )  # fmt: skip
         head = each.first.head.name if each.first.head else ""
-        if each.family == _SCALES:
+        if each.family != _ENCODERS:
             common, differing = (
                 f"{each.first.encoder.name} {head}",
                 (each.first.magnification, each.second.magnification),

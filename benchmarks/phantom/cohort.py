@@ -24,7 +24,7 @@ from zoomfeat.slides.synthetic import MARK, write_pyramid
 
 _README = f"""{MARK}.
 
-slides/      pyramidal TIFF with um/px; the words also stand in a corner of every picture
+slides/      pyramidal TIFF with um/px; the words also stand in every picture
 truth/       what was planted in each slide, in level-0 pixels
 labels.csv   patients, labels, what was planted, and how each slide was cut, stained and scanned
 

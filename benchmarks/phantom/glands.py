@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 ANGLES = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 """Directions in which the outline of a unit is known."""
 
-_EVEN_SPACING_UM = 98.0
-_EVEN_GAP_UM = 20.0
-_NESTED_SPACING_UM = 80.0
-_NESTED_GAP_UM = 6.0
-_NEST_SPACING_UM = 330.0
-_BAND_UM = 62.0  # of stroma between nests
-_INSET_UM = 4.0  # or units at the border of a nest were slivers
-_CROWDING = 0.06  # deviation of the logarithm of a lesion's distances
+_EVEN_SPACING_UM = 103.0
+_EVEN_GAP_UM = 23.0
+_NESTED_SPACING_UM = 78.0
+_NESTED_GAP_UM = 1.0
+_NEST_SPACING_UM = 340.0
+_BAND_UM = 90.0  # of stroma between nests
+_CROWDING = 0.03  # deviation of the logarithm of a lesion's distances
 _LESION_HEIGHT_UM = (26.0, 31.0)  # of the epithelium, from wall to lumen
 _DUCT_HEIGHT_UM = (19.0, 24.0)
 
@@ -137,7 +136,7 @@ def _clear_of_edges(
     distance = np.linalg.norm(apart, axis=-1)
     along = ((centres[:, None] - own[:, None]) * apart).sum(-1) / np.maximum(distance, 1e-9)
     to_border = np.where(distance > 0, distance / 2 - along, np.inf).min(1)
-    return to_border > 0.5 * _BAND_UM + _INSET_UM
+    return to_border > 0.5 * _BAND_UM
 
 
 def _outline(

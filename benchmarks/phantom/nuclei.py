@@ -47,7 +47,7 @@ class NucleusKind:
 
 
 SMALL = NucleusKind(3.3, 0.08, 1.35, 1.52, 0.45, 0.08, 0.08, 0, 0.03)
-LARGE = NucleusKind(5.6, 0.11, 1.22, 0.91, 0.80, 0.50, 1.40, 2, 0.04)
+LARGE = NucleusKind(5.6, 0.11, 1.22, 0.94, 0.80, 0.65, 1.40, 2, 0.04)
 FIBROBLAST = NucleusKind(3.3, 0.12, 4.2, 1.40, 0.5, 0.12, 0.05, 0, 0.03)
 LYMPHOCYTE = NucleusKind(2.9, 0.07, 1.08, 1.85, 0.7, 0.16, 0.05, 0, 0.03)
 

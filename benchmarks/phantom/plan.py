@@ -13,8 +13,8 @@ import numpy as np
 
 from zoomfeat.errors import ConfigurationError
 
-SIZE_UM = (1536.0, 1408.0)
-"""Width and height of a slide in microns: about 70 patches of 20x hold tissue."""
+SIZE_UM = (1536.0, 592.0)
+"""Width and height of a slide in microns: about 42 patches of 20x and three of 5x hold tissue."""
 
 # group: large nuclei, nested glands
 GROUPS: dict[str, tuple[bool, bool]] = {

@@ -13,7 +13,7 @@ from benchmarks.phantom.plan import SlidePlan
 from benchmarks.phantom.tissue import Layout, lay_out
 
 WORDS = "SYNTHETIC  drawn by zoomfeat, not a scan of tissue"
-"""Stands in the upper left corner of every picture."""
+"""Stands below the tissue in every picture."""
 
 _STRIP = 1024  # rows that are mixed at once, so that memory is bounded
 _OPTICS_UM = 0.32  # deviation of the Gaussian that stands for the objective
@@ -38,7 +38,7 @@ def draw_slide(plan: SlidePlan) -> tuple[NDArray[np.uint8], Layout]:
         paint(rng, nuclei, plan.nuclear_scale, plan.mpp, cover, density)
     image = _mixed(rng, plan, layout, cover, density)
     if plan.pen:
-        _mark(rng, image, plan)
+        _mark(rng, image, plan, layout)
     if plan.blur_um:
         _defocus(rng, image, plan)
     _write_words(image, plan.mpp)
@@ -80,10 +80,11 @@ def _ground(rng: np.random.Generator, layout: Layout) -> tuple[Field, Field]:
     return (haematoxylin * slow).astype(np.float32), (eosin * slow).astype(np.float32)
 
 
-def _mark(rng: np.random.Generator, image: NDArray[np.uint8], plan: SlidePlan) -> None:
+def _mark(rng: np.random.Generator, image: NDArray[np.uint8], plan: SlidePlan, layout: Layout) -> None:
     """A stroke of a pen across one end of the tissue, in place."""
     width, height = plan.size_um
-    side = rng.choice([0.07, 0.93]) * width
+    columns = np.flatnonzero(layout.tissue.max(0) > 0.5)
+    side = rng.choice([columns[0] + 50, columns[-1] - 50])
     y = np.linspace(rng.uniform(0.2, 0.4), rng.uniform(0.65, 0.9), 24) * height
     x = side + 45 * np.sin(np.linspace(0, rng.uniform(2, 5), 24) + rng.uniform(0, 6)) + rng.normal(0, 2, 24)
     ink = np.zeros((round(height), round(width)), np.uint8)
@@ -112,6 +113,6 @@ def _defocus(rng: np.random.Generator, image: NDArray[np.uint8], plan: SlidePlan
 
 def _write_words(image: NDArray[np.uint8], mpp: float) -> None:
     scale = 42 / 22 / mpp  # capitals of this font are 22 px high
-    place = (round(40 / mpp), round(75 / mpp))
+    place = (round(40 / mpp), image.shape[0] - round(24 / mpp))
     thickness = round(5 / mpp)
     cv2.putText(image, WORDS, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (120, 120, 120), thickness, cv2.LINE_AA)

@@ -13,7 +13,9 @@ from benchmarks.phantom.glands import Glands, ducts, joined, pack
 from benchmarks.phantom.nuclei import FIBROBLAST, LYMPHOCYTE, Nuclei
 from benchmarks.phantom.plan import GROUPS, SlidePlan
 
-_LESION_RADIUS_UM = (450.0, 510.0)
+# Left, top, right and bottom as shares of the slide, of tissue and lesion, where the lesion lies on the left.
+_TISSUE_BOX = (0.020, 0.027, 0.940, 0.850)
+_LESION_BOX = (0.040, 0.050, 0.705, 0.825)
 _STROMAL_NUCLEI_MM2 = 2000.0
 _LYMPHOCYTES_MM2 = 350.0
 _FAT_CORNER_UM = 12  # how round the corners of fat cells are
@@ -61,8 +63,9 @@ def lay_out(rng: np.random.Generator, plan: SlidePlan) -> Layout:
     """Draws up one slide."""
     width, height = (round(side) for side in plan.size_um)
     shape = (height, width)
-    tissue = _tissue(rng, shape)
-    lesion = _lesion(rng, plan)
+    flipped = rng.random() < 0.5
+    tissue = _tissue(rng, shape, flipped)
+    lesion = _lesion(rng, plan, flipped)
     taken = _filled([lesion.polygon], shape)
     fat = _fat(rng, tissue, taken)
     away = cv2.distanceTransform(((taken < 0.5) & (fat < 0.3)).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
@@ -80,27 +83,38 @@ def lay_out(rng: np.random.Generator, plan: SlidePlan) -> Layout:
     return Layout(lesion, glands, tissue, epithelium, lumen, secretion, wall, fat, fibres, stromal)
 
 
-def _tissue(rng: np.random.Generator, shape: tuple[int, int]) -> Field:
-    """One piece with a ragged edge; glass is left around it, and most at the top, where the words stand."""
+def _tissue(rng: np.random.Generator, shape: tuple[int, int], flipped: bool) -> Field:
+    """One piece with a ragged edge; glass is left around it, and most below, where the words stand."""
     height, width = shape
+    middle, half = _box(_TISSUE_BOX, (width, height), flipped)
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    u, v = (x - width / 2) / (0.425 * width), (y - 0.54 * height) / (0.395 * height)
-    distance = (np.abs(u) ** 2.8 + np.abs(v) ** 2.8) ** (1 / 2.8)
+    u, v = (x - middle[0]) / half[0], (y - middle[1]) / half[1]
+    distance = (u**4 + v**4) ** 0.25
     edge = smooth_noise(rng, shape, 260) + 0.4 * smooth_noise(rng, shape, 70) + 0.15 * smooth_noise(rng, shape, 16)
-    field: Field = (1 - distance + 0.045 * edge).astype(np.float32)
-    return np.clip(0.5 + field * 0.395 * height / 3, 0, 1)  # 3 um soft
+    field: Field = (1 - distance + 0.03 * edge).astype(np.float32)
+    return np.clip(0.5 + field * half[1] / 3, 0, 1).astype(np.float32)  # 3 um soft
 
 
-def _lesion(rng: np.random.Generator, plan: SlidePlan) -> Lesion:
-    """A round region about the middle, where it fills a whole patch of 5x (512 um) whatever its radius."""
-    width, height = plan.size_um
-    angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    middle = np.array([width / 2, 0.54 * height]) + rng.uniform(-45, 45, 2)
+def _lesion(rng: np.random.Generator, plan: SlidePlan, flipped: bool) -> Lesion:
+    """A broad region at one end of the tissue, of which two patches of 5x (512 um) are mostly made."""
+    middle, half = _box(_LESION_BOX, plan.size_um, flipped)
+    angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     phase = rng.uniform(0, 2 * np.pi, 3)
-    wobble = sum(rng.normal(0, 0.04) * np.cos((i + 2) * angle + phase[i]) for i in range(3))
-    radius = rng.uniform(*_LESION_RADIUS_UM) * (1 + wobble)
-    polygon = middle + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    wobble = sum(rng.normal(0, 0.015) * np.cos((i + 2) * angle + phase[i]) for i in range(3))
+    direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    radius = (np.abs(direction) ** 3.5).sum(1) ** (-1 / 3.5) * rng.uniform(0.95, 1.0) * (1 + wobble)
+    polygon = middle + rng.uniform(-12, 12, 2) + radius[:, None] * direction * half
     return Lesion(polygon, *GROUPS[plan.group])
+
+
+def _box(
+    shares: tuple[float, float, float, float], size: tuple[float, float], flipped: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Middle and half sides of a box in um."""
+    corners = np.array(shares).reshape(2, 2) * size
+    if flipped:
+        corners[:, 0] = size[0] - corners[::-1, 0]
+    return corners.mean(0), (corners[1] - corners[0]) / 2
 
 
 def _filled(

@@ -57,8 +57,9 @@ def provide_cohort(task: Task, folder: Path, data: str | None, slides: str | Non
         ConfigurationError: data are missing or not those of the task.
     """
     if task.cohort == "phantom":
-        assert task.size is not None  # checked when the task was read
-        cohort = write_cohort(folder / "cohort", slides=task.size, console=console)
+        assert task.size is not None  # both checked when the task was read
+        assert task.seed is not None
+        cohort = write_cohort(folder / "cohort", task.size, task.seed, console=console)
         return CohortFiles(
             cohort / "labels.csv",
             _split(task, cohort / "labels.csv", folder),

@@ -85,11 +85,13 @@ class Task:
             ``patch_folders``, ``large_regions``, ``restored_regions``.
         labels: of a table: its file, looked for in ``data=`` and beside the definition.
         size: of the phantom: how many slides.
+        seed: of the phantom: what its slides are drawn from.
         classes: in order; of two, the second is the positive one.
         encoders: by default; of a generation task the models.
         magnifications: by default.
         heads: by default.
         protocol: of a classification.
+        primary: pairs of magnifications that the task is about; their tests are a family of their own.
         warning: what stands above every table of it.
         patients_sha256: of the whole cohort's patients and labels, see `patients_sha256`; None where not fixed.
         published: numbers to hold ours against.
@@ -109,9 +111,11 @@ class Task:
     magnifications: tuple[str, ...]
     labels: str = ""
     size: int | None = None
+    seed: int | None = None
     classes: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     protocol: Protocol = Protocol()
+    primary: tuple[tuple[str, str], ...] = ()
     warning: str = ""
     patients_sha256: str | None = None
     published: tuple[Published, ...] = ()
@@ -119,8 +123,10 @@ class Task:
 
     @property
     def version(self) -> str:
-        """SHA-256 of what decides a result; titles, defaults and published numbers do not."""
-        decisive = ("name", "kind", "metric", "higher_is_better", "cohort", "labels", "size", "classes", "protocol")
+        """SHA-256 of what decides a result; titles, defaults, planned tests and published numbers do not."""
+        decisive = ["name", "kind", "metric", "higher_is_better", "cohort", "labels", "size", "classes", "protocol"]
+        if self.seed is not None:  # the versions of tasks without one stay what they were
+            decisive.append("seed")
         definition = {name: value for name, value in dataclasses.asdict(self).items() if name in decisive}
         return hashlib.sha256(canonical(definition).encode()).hexdigest()
 
@@ -184,7 +190,9 @@ def _check(task: Task, path: Path) -> None:
         problem = "a classification without classes or heads"
     elif task.cohort == "table" and not task.labels:
         problem = "cohort: table without labels"
-    elif task.cohort == "phantom" and not task.size:
-        problem = "cohort: phantom without size"
+    elif task.cohort == "phantom" and (not task.size or task.seed is None):
+        problem = "cohort: phantom without size or seed"
+    elif unknown := sorted({name for pair in task.primary for name in pair} - set(task.magnifications)):
+        problem = f"primary: {unknown[0]} is none of the magnifications"
     if problem:
         raise ConfigurationError(problem, cure="See docs/benchmarks.md", path=path)

@@ -56,7 +56,8 @@ def test_the_version_follows_what_decides_a_result_and_nothing_else():
     other = dataclasses.replace(task, protocol=dataclasses.replace(task.protocol, folds=3))
     assert other.version != task.version
     assert dataclasses.replace(task, size=41).version != task.version
-    assert dataclasses.replace(task, title="another", encoders=("uni",)).version == task.version
+    assert dataclasses.replace(task, seed=2).version != task.version
+    assert dataclasses.replace(task, title="another", encoders=("uni",), primary=()).version == task.version
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,12 @@ def test_unknown_names_keys_and_files_are_refused(tmp_path):
     text = load_task("phantom").path.read_text()
     path.write_text(text.replace("{split:", "{training: {colour: 1}, split:"))
     with pytest.raises(ConfigurationError, match="colour is no key of crossval"):
+        load_task(str(path))
+    path.write_text(text.replace("primary: [[20x,", "primary: [[10x,"))
+    with pytest.raises(ConfigurationError, match="primary: 10x is none of the magnifications"):
+        load_task(str(path))
+    path.write_text("\n".join(line for line in text.splitlines() if not line.startswith("seed:")))
+    with pytest.raises(ConfigurationError, match="phantom without size or seed"):
         load_task(str(path))
     path.write_text("[")
     with pytest.raises(ConfigurationError, match="not readable as YAML"):

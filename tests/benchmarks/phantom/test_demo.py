@@ -17,7 +17,7 @@ def test_the_demo_runs_the_main_job(tmp_path, capsys):
     for slide in ("phantom-20x", "phantom-40x", "phantom-0.4601"):
         bag = Bag.open(out / "color-stats" / f"{slide}.h5")
         assert bag.metadata.encoder == "color-stats"
-        assert 50 < len(bag.features) < 150
+        assert 30 < len(bag.features) < 60
         truth = Truth.load(out / "truth" / f"{slide}.json")
         shares = lesion_mask(truth, bag.coords, round(128 / truth.mpp))
         assert (shares > 0.5).sum() == 0 if truth.label == 0 else (shares > 0.5).sum() > 8

@@ -39,7 +39,7 @@ def _shares(nested, seeds=6):
 def test_nested_and_even_glands_differ_in_arrangement_and_not_in_what_is_there():
     even, nested = _shares(False), _shares(True)
     np.testing.assert_allclose(nested[:3], even[:3], rtol=0.15)
-    assert nested[3] > 1.3 * even[3]  # nests and bands between them
+    assert nested[3] > 2 * even[3]  # nests and bands between them
 
 
 def _nuclei(large):

@@ -52,7 +52,7 @@ def test_forty_slides_are_of_36_patients_and_second_slides_are_shared_out_alike(
 
 def test_the_task_names_the_patients_of_its_cohort():
     task = load_task("phantom")
-    patients = [(plan.patient_id, str(plan.label)) for plan in plan_cohort(task.size)]
+    patients = [(plan.patient_id, str(plan.label)) for plan in plan_cohort(task.size, task.seed)]
     assert patients_sha256(patients) == task.patients_sha256
 
 
