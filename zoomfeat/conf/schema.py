@@ -2,6 +2,9 @@
 
 These dataclasses are the only list of keys. Hydra validates against them, ``--help`` and ``--cfg job`` print
 their explanations, and the encoders take their options as one of them. Nothing heavy is imported here.
+
+The file is long because it is a list: one place to look for a key, and to see that keys of several commands that mean
+the same are called and explained the same.
 """
 
 from __future__ import annotations
@@ -85,7 +88,7 @@ class StudentConfig(EncoderConfig):
     """A network that `zoomfeat distill mode=student` taught the features of a ZoomLDM."""
 
     weights: str | None = key(None, "its folder: `model` of a checkpoint; there are no others, so it must be given")
-    taps: list[str] = key([], "which of the taps that it was taught, in this order; none named: all")
+    taps: list[str] = key([], "which of the taps that it was taught, in this order; empty: all")
 
 
 @dataclass
@@ -311,7 +314,7 @@ class TrainLDMConfig(TrainConfig):
     )
     init: str | None = key(None, "a ZoomLDM (folder or weights.ckpt) to continue from; it brings its first stage")
     init_unet: str | None = key(None, "a latent-diffusion checkpoint (CompVis layout) that the denoiser starts from")
-    magnifications: list[str] = key([], "train on these; none named: on all that the data hold")
+    magnifications: list[str] = key([], "train on these; empty: on all that the data hold")
     summarizer_layers: int | None = key(None, "depth of the Summarizer; null: that of the size (12, tiny 4)")
     magnification_token: bool = key(True, "false: the Summarizer is not told the magnification (an ablation)")
     drop_condition: float = key(0.1, "probability of the null condition, 0 to 1")
@@ -349,7 +352,7 @@ class TrainCDMConfig(TrainConfig):
     weight_decay: float = key(0.0, "weight decay of AdamW")
     sample_every: int = key(0, "without effect: tokens have no picture")
     init: str | None = key(None, "a conditioning model (folder, or the release's checkpoint) to continue from")
-    magnifications: list[str] = key([], "train on these; none named: on all that the data hold")
+    magnifications: list[str] = key([], "train on these; empty: on all that the data hold")
     ema_decay: float = key(0.9999, "of the averaged weights, which checkpoints export")
 
 
@@ -367,7 +370,7 @@ class DistillConfig(TrainConfig):
     schedule: str = key("cosine", "the learning rate after it: constant, or cosine, falling to 0 at steps=")
     max_grad_norm: float | None = key(1.0, "clip the gradient to this norm; null: do not clip")
     sample_every: int = key(0, "without effect: neither latents nor features have a picture")
-    magnifications: list[str] = key([], "what it is taught at; none named: all that the data hold")
+    magnifications: list[str] = key([], "what it is taught at; empty: all that the data hold")
     init: str | None = key(
         None, "of mode=encoder: a distilled encoder to continue from; of mode=student: local weights of the backbone"
     )
@@ -551,7 +554,7 @@ class CrossvalConfig:
     learning_rate: float = key(1e-3, "learning rate of AdamW at its highest; a cosine takes it to 0")
     weight_decay: float = key(1e-2, "weight decay of AdamW")
     batch_size: int = key(16, "bags in memory at once")
-    accumulate: int = key(1, "batches a step of the optimizer")
+    accumulate: int = key(1, "batches whose gradients add up to one step")
     max_instances: int | None = key(None, "most instances of a bag that a training step sees; null: all")
     instance_dropout: float = key(0.0, "share of the instances that a training step leaves out")
     balance: str = key("none", "unequal classes: none, weights (in the loss) or sampling (of the bags)")
