@@ -102,7 +102,8 @@ def extract_bags(
         try:
             with console.status(f"loading {name}"):
                 options = config.encoder_options.get(name, {})
-                encoders.append(load_encoder(name, magnifications[0], config.device, **options))
+                device = config.device if config.engine.name == "local" else "cpu"  # workers load their own
+                encoders.append(load_encoder(name, magnifications[0], device, **options))
         except ZoomfeatError as error:
             failures.append(f"{name}: {error}")
     extraction = ExtractConfig(
@@ -115,6 +116,8 @@ def extract_bags(
         batch_size=config.batch_size,
         workers=config.workers,
         preview=False,
+        encoder_options={encoder.name: config.encoder_options.get(encoder.name, {}) for encoder in encoders},
+        engine=config.engine,
     )
     if not encoders:
         return {}, failures

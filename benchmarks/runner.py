@@ -39,8 +39,9 @@ from mil.crossval import Study, cross_validate, open_study
 from mil.heads import head_names
 from mil.labels import read_labels
 from mil.runs import RunFolder, environment
-from zoomfeat.conf.schema import BenchmarkConfig, CrossvalConfig
+from zoomfeat.conf.schema import BenchmarkConfig, CrossvalConfig, EngineConfig
 from zoomfeat.encoders import encoder_names
+from zoomfeat.engines import Engine, open_engine
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 from zoomfeat.files import file_sha256, make_folder
 from zoomfeat.magnification import parse
@@ -111,12 +112,14 @@ def run_classification(task: Task, config: BenchmarkConfig, folder: Path, consol
         raise ConfigurationError(f"{task.name} needs slides= or bags=", cure=f"To be had: {task.access}")
     bags, failures = _open_bags(given, cohort, config, folder, console)
     records: list[Record] = []
-    for name, of_encoder in bags.items():
-        for cell in (Cell(name, *rest) for rest in itertools.product(config.magnifications, config.heads)):
-            try:
-                records.append(_make(cell, task, of_encoder, cohort, config, folder, console))
-            except ZoomfeatError as error:
-                failures.append(f"{cell}: {error}")
+    trained = EngineConfig("local") if config.code else config.engine  # only this process knows the heads of code=
+    with open_engine(trained, folder) as engine:
+        for name, of_encoder in bags.items():
+            for cell in (Cell(name, *rest) for rest in itertools.product(config.magnifications, config.heads)):
+                try:
+                    records.append(_make(cell, task, of_encoder, cohort, config, folder, engine, console))
+                except ZoomfeatError as error:
+                    failures.append(f"{cell}: {error}")
     return Outcome(tuple(records), tuple(failures))
 
 
@@ -189,6 +192,7 @@ def _make(
     cohort: CohortFiles,
     config: BenchmarkConfig,
     folder: Path,
+    engine: Engine,
     console: Console,
 ) -> Record:
     """One record: the one that is there, or trained."""
@@ -213,8 +217,9 @@ def _make(
     crossval.out = str(folder / "runs" / f"{cell.encoder}__{cell.magnification}__{cell.head}__{key[:12]}")
     study = open_study(crossval)
     fresh, start = RunFolder(Path(crossval.out)).done() is None, time.perf_counter()
-    predictions = cross_validate(crossval, study, console)
+    predictions = cross_validate(crossval, study, console, engine)
     seconds = time.perf_counter() - start if fresh else None  # of a run that went on the first part is not known
+    memory = peak_memory_bytes() if config.engine.name == "local" else None  # that of workers is not known
     record = Record(
         task=facts_of(task),
         encoder=bags.encoder,
@@ -224,7 +229,7 @@ def _make(
         predictions=predictions_of(predictions),
         metrics={},
         extra=_extra(crossval, cohort),
-        cost=dataclasses.replace(bags.cost, training_seconds=seconds, peak_memory_bytes=peak_memory_bytes()),
+        cost=dataclasses.replace(bags.cost, training_seconds=seconds, peak_memory_bytes=memory),
         hardware=hardware(),
         software=environment(),
         created=now(),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mil.splits import (
     stratified_folds,
 )
 from zoomfeat.conf.schema import CrossvalConfig
+from zoomfeat.engines import Engine, open_engine
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.progress import progress_bar
 
@@ -139,13 +141,47 @@ def make_splits(config: CrossvalConfig, cohort: Cohort) -> Splits:
     return splits
 
 
-def cross_validate(config: CrossvalConfig, study: Study, console: Console) -> HeldOutPredictions:
+class TrainFold:
+    """A callable for engines: trains on a fold of a seed, saves the model, gives the rows of the predictions.
+
+    Args:
+        config: the keys.
+        cohort: slides with label and bag.
+        watch: of this process, told which fold begins.
+    """
+
+    def __init__(
+        self, config: CrossvalConfig, cohort: Cohort, watch: Callable[[int, Fold], None] | None = None
+    ) -> None:
+        self.config = config
+        self.cohort = cohort
+        self.watch = watch
+
+    def __reduce__(self) -> tuple[type[TrainFold], tuple[CrossvalConfig, Cohort]]:
+        """For workers, whose working folder is another one."""
+        cohort = replace(self.cohort, paths=tuple(path.absolute() for path in self.cohort.paths))
+        return TrainFold, (replace(self.config, out=str(Path(self.config.out).absolute())), cohort)
+
+    def __call__(self, item: tuple[int, Fold]) -> pd.DataFrame:
+        """See `train_fold`."""
+        seed, fold = item
+        if self.watch:
+            self.watch(seed, fold)
+        model, table = train_fold(self.config, self.cohort, fold, seed)
+        model.save(RunFolder(Path(self.config.out)).model(seed, fold))
+        return table
+
+
+def cross_validate(
+    config: CrossvalConfig, study: Study, console: Console, engine: Engine | None = None
+) -> HeldOutPredictions:
     """Trains and tests every fold of every seed that is not done yet, and saves each as it is done.
 
     Args:
         config: the keys.
         study: from `open_study`.
         console: where progress is shown.
+        engine: where folds are trained, already open; None: that of the keys.
 
     Returns:
         The test predictions of all folds.
@@ -164,21 +200,31 @@ def cross_validate(config: CrossvalConfig, study: Study, console: Console) -> He
     done = run.done()
     if done is None:
         check_bags(study.cohort, config, console)
-    tables = [] if done is None else [done.table]
-    finished = set() if done is None else set(zip(done.table.seed, done.table.fold, strict=True))
+    tables = {} if done is None else dict(iter(done.table.groupby(["seed", "fold"], sort=False)))
     folds = list(_folds(config, study.splits))
-    with progress_bar(console) as progress:
-        task = progress.add_task("folds", total=len(folds), completed=len(finished), unit="folds")
-        for seed, fold in folds:
-            if (seed, fold.name) in finished:
-                continue
-            progress.update(task, description=escape(f"{config.head}, seed {seed}, fold {fold.name}"))
-            model, table = train_fold(config, study.cohort, fold, seed)
-            model.save(run.model(seed, fold))
-            tables.append(table)
-            HeldOutPredictions(pd.concat(tables, ignore_index=True)).save(run.predictions)
-            progress.advance(task)
-    return HeldOutPredictions(pd.concat(tables, ignore_index=True))
+    left = [(seed, fold) for seed, fold in folds if (seed, fold.name) not in tables]
+
+    def predictions() -> HeldOutPredictions:
+        """Of all folds so far, in their order, in whichever they ended."""
+        keys = [(seed, fold.name) for seed, fold in folds]
+        return HeldOutPredictions(pd.concat([tables[key] for key in keys if key in tables], ignore_index=True))
+
+    if not left:
+        return predictions()
+    opened = nullcontext(engine) if engine else open_engine(config.engine, run.folder)
+    with progress_bar(console) as progress, opened as workers:
+        bar = progress.add_task(config.head, total=len(folds), completed=len(tables), unit="folds")
+
+        def watch(seed: int, fold: Fold) -> None:
+            progress.update(bar, description=escape(f"{config.head}, seed {seed}, fold {fold.name}"))
+
+        for (seed, fold), result in workers.map(TrainFold(config, study.cohort, watch), left):
+            if isinstance(result, Exception):
+                raise result
+            tables[seed, fold.name] = result
+            predictions().save(run.predictions)
+            progress.advance(bar)
+    return predictions()
 
 
 def train_fold(config: CrossvalConfig, cohort: Cohort, fold: Fold, seed: int) -> tuple[MILEstimator, pd.DataFrame]:

@@ -19,7 +19,7 @@ from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import make_folder, replacing
 
 _PACKAGES = ("zoomfeat", "torch", "torchmil", "scikit-learn", "scipy", "numpy", "pandas")
-_FREE = ("out", "device")  # keys that a run may change and go on
+_FREE = ("out", "device", "engine")  # keys that a run may change and go on
 
 
 @dataclass(frozen=True)

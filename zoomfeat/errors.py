@@ -22,7 +22,10 @@ class ZoomfeatError(Exception):
         self.problem = problem if path is None else f"{path}: {problem}"
         self.cure = cure
         self.path = None if path is None else Path(path)
-        super().__init__(f"{self.problem}. {self.cure}." if cure else f"{self.problem}.")
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.cure}." if self.cure else f"{self.problem}."
 
 
 class ConfigurationError(ZoomfeatError):

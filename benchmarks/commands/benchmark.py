@@ -36,6 +36,10 @@ def run(config: BenchmarkConfig) -> int:
         magnifications=config.magnifications or list(task.magnifications),
     )
     folder = make_folder(Path(config.out) / task.name)
+    if task.kind != "classification" and config.engine.name != "local":
+        raise ConfigurationError(
+            f"engine={config.engine.name}, but {task.name} draws images in this process", cure="Leave engine= out"
+        )
     run_task = run_classification if task.kind == "classification" else run_generation
     outcome = run_task(task, config, folder, console)
     if outcome.records:
@@ -72,7 +76,7 @@ def command_of(config: BenchmarkConfig) -> str:
     words = ["zoomfeat benchmark"]
     for name, default in defaults(BenchmarkConfig).items():
         value = getattr(config, name)
-        if value != default and name not in ("out", "site", "device", "batch_size", "workers", "submitter"):
+        if value != default and name not in ("out", "site", "device", "batch_size", "workers", "submitter", "engine"):
             text = "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value)
             words.append(f"{name}={text}")
     return " ".join(words)

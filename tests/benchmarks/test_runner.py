@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks import runner
@@ -136,11 +137,11 @@ def test_the_table_holds_ours_published_and_difference_and_the_tests(finished):
 def test_a_killed_run_goes_on_and_does_only_what_is_missing(copy, tmp_path, monkeypatch, capsys):
     calls = []
 
-    def killed_at_the_third(config, study, console):
+    def killed_at_the_third(config, study, *rest):
         calls.append((config.head, tuple(config.scales), config.bags))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return cross_validate(config, study, console)
+        return cross_validate(config, study, *rest)
 
     monkeypatch.setattr(runner, "cross_validate", killed_at_the_third)
     assert main(words(copy, tmp_path / "out")) == 130
@@ -286,6 +287,43 @@ def test_slides_are_extracted_once_and_stale_bags_again(tmp_path, capsys):
     np.testing.assert_array_equal(Bag.open(path).features, bag.features)
     assert load_records(folder / "records") == [record]
     assert "done before" in capsys.readouterr().out
+
+
+def test_workers_of_dask_train_what_one_process_does(finished, cohort, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which may decide the last bits
+    more = ["encoders=[one]", "engine=dask", "engine.workers=2"]
+    assert main(words(cohort, tmp_path, *more)) == 0
+    known = {record.label: record for record in load_records(finished / "records")}
+    made = load_records(tmp_path / "mine" / "records")
+    assert len(made) == 2
+    for record in made:
+        assert record.predictions == known[record.label].predictions
+        assert record.metrics == known[record.label].metrics
+        assert record.configuration == known[record.label].configuration
+    assert "engine=" not in (tmp_path / "mine" / "results.md").read_text()
+    assert main(["benchmark", "task=patch_generation", f"out={tmp_path}", "engine=dask"]) == 2
+    assert "draws images in this process" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_workers_of_dask_make_the_bags_and_predictions_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which may decide the last bits
+    words = ["benchmark", "task=phantom", "encoders=[color-stats,resnet-random]", "heads=[mean]",
+             "magnifications=[20x]", "size=5", "folds=2", "seeds=[0]", "epochs=2", "site=false"]  # fmt: skip
+    assert main([*words, f"out={tmp_path / 'local'}"]) == 0
+    shutil.copytree(tmp_path / "local" / "phantom" / "cohort", tmp_path / "dask" / "phantom" / "cohort")
+    assert main([*words, f"out={tmp_path / 'dask'}", "engine=dask", "engine.workers=2"]) == 0
+    bags, records = ([], [])
+    for name in ("local", "dask"):
+        folder = tmp_path / name / "phantom"
+        bags.append({str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("bags/*/*.h5")})
+        records.append(
+            {record.label: (record.predictions, record.metrics) for record in load_records(folder / "records")}
+        )
+    assert len(bags[0]) == 10
+    assert bags[0] == bags[1]
+    assert len(records[0]) == 2
+    assert records[0] == records[1]
 
 
 def test_attention_that_finds_planted_lesions_scores_high_and_equal_attention_nothing(tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -16,6 +18,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
@@ -200,6 +203,32 @@ def test_a_killed_run_goes_on_to_the_same_predictions(run, cohort, tmp_path):
     assert (out / "metrics.json").read_text() == (run / "metrics.json").read_text()
     for path in (run / "models").iterdir():
         assert (out / "models" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_workers_of_dask_train_what_one_process_does_though_one_is_killed(run, cohort, tmp_path, monkeypatch):
+    """SIGKILL after the first fold: its task is repeated, and every file equals that of the run in one process."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which may decide the last bits
+    out = tmp_path / "dask"
+    killed = []
+
+    def kill_a_worker() -> None:
+        deadline = time.monotonic() + 280
+        while not list((out / "models").glob("seed-*.safetensors")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        worker = next(child for child in multiprocessing.active_children() if "Dask" in child.name)
+        worker.kill()
+        killed.append(worker.pid)
+
+    killer = threading.Thread(target=kill_a_worker)
+    killer.start()
+    assert main(words(cohort, out, *QUICK, "seeds=0,1", "engine=dask", "engine.workers=2")) == 0
+    killer.join()
+    assert len(killed) == 1
+    names = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
+    assert {path.relative_to(out) for path in out.rglob("*") if path.is_file()} == names
+    differing = {str(name) for name in names if (out / name).read_bytes() != (run / name).read_bytes()}
+    assert differing == {"config.yaml"}  # out= and engine=
+    assert main(words(cohort, out, *QUICK, "seeds=0,1")) == 0  # where it was made does not make it another run
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from tests.zoomfeat.signals import send_once_at_work
@@ -54,17 +55,38 @@ def test_two_workers_of_dask_make_the_bags_of_one_process(small, extract_config,
     assert check_folder(tmp_path / "dask") == []
 
 
-@pytest.mark.parametrize("encoder", ["color-stats", pytest.param("zoomldm-tiny", marks=pytest.mark.slow)])
-def test_batches_workers_and_resuming_do_not_change_a_bit(small, extract_config, tmp_path, encoder):
+WORKERS = {
+    "one thread reads": ["workers=1"],
+    "two threads read": ["workers=2"],
+    "two processes": ["engine=dask", "engine.workers=2"],
+}
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(
+    ("encoder", "workers"),
+    [
+        ("color-stats", ["one thread reads", "two threads read"]),
+        *(
+            pytest.param(encoder, list(WORKERS), marks=pytest.mark.slow)
+            for encoder in ("color-stats", "resnet-random", "zoomldm-tiny")
+        ),
+    ],
+)
+def test_batches_workers_and_resuming_do_not_change_a_bit(
+    small, extract_config, tmp_path, monkeypatch, encoder, workers
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # which may decide the last bits
     (tmp_path / "two.csv").write_text(f"path\n{small}/slide-0.tiff\n{small}/slide-1.tiff\n")
     made = []
-    for batch, workers, resumed in itertools.product((1, 7, 64), (1, 2), (False, True)):
-        words = ("preview=false", "min_tissue=0.05", f"batch_size={batch}", f"workers={workers}")
-        name = f"{batch}-{workers}-{resumed}"
+    for batch, worker, resumed in itertools.product((1, 7, 64), workers, (False, True)):
+        words = ("preview=false", "min_tissue=0.05", f"batch_size={batch}", *WORKERS[worker])
+        name = f"{batch}-{worker}-{resumed}"
         if resumed:
             extract(extract_config(small / "slide-1.tiff", *words, out=name, encoder=encoder))
         assert extract(extract_config(tmp_path / "two.csv", *words, out=name, encoder=encoder)) == 0
         made.append(bags(tmp_path / name))
+        print(f"{encoder}, batch {batch}, {worker}, {'resumed' if resumed else 'at once'}: {len(made[-1])} bags")
     assert len(made[0]) == 2
     assert all(other == made[0] for other in made)
 

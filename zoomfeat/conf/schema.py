@@ -93,7 +93,7 @@ class StudentConfig(EncoderConfig):
 
 @dataclass
 class EngineConfig:
-    """Where the slides of a run are worked on."""
+    """Where the slides, or the folds, of a run are worked on."""
 
     name: str = key(REQUIRED, "local: in this process, one after the other; dask, slurm, pbs, lsf, sge: by workers")
 
@@ -564,6 +564,7 @@ class CrossvalConfig:
     patience: int = key(10, "epochs without a better validation loss before training stops")
     standardize: bool = key(True, "bring each feature to mean 0 and deviation 1 over the training instances")
     device: str = key("auto", "where the model runs: auto, cpu, cuda, cuda:1")
+    engine: EngineConfig = key(EngineConfig("local"), "where folds are trained: engine=local, dask, slurm, ...")
 
 
 @dataclass
@@ -628,6 +629,9 @@ class BenchmarkConfig:
     device: str = key("auto", "where networks run: auto, cpu, cuda, cuda:1")
     batch_size: int = key(16, "patches at once on a GPU (a CPU takes them one by one)")
     workers: int = key(2, "threads that read ahead while an encoder runs")
+    engine: EngineConfig = key(
+        EngineConfig("local"), "where slides are extracted and folds are trained: engine=local, dask, slurm, ..."
+    )
 
 
 COMMAND_CONFIGS: dict[str, type] = {
