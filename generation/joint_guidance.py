@@ -59,6 +59,8 @@ class Pull:
         rate: length of a pull, in units of the state's standard deviation.
         difference: h of the finite differences.
         by: ``"differences"`` needs forward passes only, ``"gradient"`` backpropagates.
+        clip: keep predicted latents within the box of all codes. The nearest code hides from a pull what lies beyond,
+            so that with a small model it runs away there.
     """
 
     scale: float = 3.0
@@ -66,6 +68,7 @@ class Pull:
     rate: float = 0.5
     difference: float = 0.005
     by: Literal["differences", "gradient"] = "differences"
+    clip: bool = False
 
     def __post_init__(self) -> None:
         if self.by not in ("differences", "gradient"):
@@ -85,7 +88,9 @@ class Estimate:
     noise: Tensor
 
 
-def estimate(bundle: ZoomLDM, states: Tensor, level: NoiseLevel, tokens: Tensor | None, scale: float) -> Estimate:
+def estimate(
+    bundle: ZoomLDM, states: Tensor, level: NoiseLevel, tokens: Tensor | None, scale: float, clip: bool = False
+) -> Estimate:
     """Clean latent and noise of states under classifier-free guidance.
 
     Args:
@@ -94,11 +99,18 @@ def estimate(bundle: ZoomLDM, states: Tensor, level: NoiseLevel, tokens: Tensor 
         level: how noisy they are.
         tokens: their conditions ``(B, 65, D)``; None predicts without one, in half the time.
         scale: as in :class:`Pull`.
+        clip: likewise.
     """
     if tokens is None:
         tokens, scale = bundle.summarizer.null_context(len(states)), 1.0
     noise = guided_noise(bundle, states, level.timestep, tokens, scale)
-    return Estimate((states - (1 - level.signal) ** 0.5 * noise) / level.signal**0.5, noise)
+    clean = (states - (1 - level.signal) ** 0.5 * noise) / level.signal**0.5
+    if not clip:
+        return Estimate(clean, noise)
+    codes = bundle.vae.quantize.embedding.weight * bundle.vae.config.scaling_factor
+    lowest, highest = (end[:, None, None] for end in torch.aminmax(codes, dim=0))
+    clean = torch.clamp(clean, lowest, highest)
+    return Estimate(clean, (states - level.signal**0.5 * clean) / (1 - level.signal) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -134,14 +146,14 @@ def pull(
         for _ in range(options.iterations):
             direction = gradient_direction(bundle, states, targets, level, tokens, options)
             states = states + options.rate * direction
-        return Pulled(states, estimate(bundle, states, level, tokens, options.scale), direction)
-    now = estimate(bundle, states, level, tokens, options.scale)
+        return Pulled(states, estimate(bundle, states, level, tokens, options.scale, options.clip), direction)
+    now = estimate(bundle, states, level, tokens, options.scale, options.clip)
     for _ in range(options.iterations):
         wanted = latent_direction(bundle, bundle.decode(now.clean), targets, options.difference)
-        nudged = estimate(bundle, states + options.difference * wanted, level, tokens, options.scale)
+        nudged = estimate(bundle, states + options.difference * wanted, level, tokens, options.scale, options.clip)
         direction = unit_peak((nudged.clean - now.clean) / options.difference)
         states = states + options.rate * direction
-        now = estimate(bundle, states, level, tokens, options.scale)
+        now = estimate(bundle, states, level, tokens, options.scale, options.clip)
     return Pulled(states, now, direction)
 
 
@@ -173,7 +185,7 @@ def gradient_direction(
     """Steepest descent of the squared difference from the targets, through decoder and denoiser."""
     with torch.enable_grad():
         states = states.detach().requires_grad_()
-        clean = estimate(bundle, states, level, tokens, options.scale).clean
+        clean = estimate(bundle, states, level, tokens, options.scale, options.clip).clean
         # The nearest code passes the gradient straight through, as in the first stage's own training.
         images = bundle.vae.decode(clean / bundle.vae.config.scaling_factor).sample
         seen = downscale(images, images.shape[-1] // targets.shape[-1])

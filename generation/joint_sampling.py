@@ -159,7 +159,7 @@ def _joint_step(
             batch = order[start : start + settings.batch_size]
             tokens = mosaic.conditions(bundle, batch)
             if above is None:
-                now = estimate(bundle, before[batch], level, tokens, settings.pull.scale)
+                now = estimate(bundle, before[batch], level, tokens, settings.pull.scale, settings.pull.clip)
             else:
                 now = pull(bundle, before[batch], above.targets(batch), level, tokens, settings.pull).estimate
             noise = [_noise(before.shape[1:], seed, _JOINT, mosaic, number, patch) for patch in batch]
@@ -200,6 +200,7 @@ def _seam_step(
         settings.pull.scale,
         window=latent_shape(bundle)[1],
         batch_size=settings.batch_size,
+        clip=settings.pull.clip,
         finished=counter.windows,
     )
     noise = _noise(latent.shape, seed, _SEAM, mosaic, step, 0).to(latent)

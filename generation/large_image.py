@@ -82,6 +82,7 @@ def window_estimate(
     window: int,
     batch_size: int,
     weight: Weight = raised_cosine,
+    clip: bool = False,
     finished: Callable[[int], None] = lambda windows: None,
 ) -> Estimate:
     """Clean latent and noise of a large state, averaged over windows of the denoiser that overlap by half.
@@ -96,6 +97,7 @@ def window_estimate(
         window: its side, the latent side of a patch.
         batch_size: windows at once.
         weight: of a window's places in the mean.
+        clip: as in :class:`generation.joint_guidance.Pull`.
         finished: is called with the number of windows of every batch.
     """
     places = [(y, x) for y in window_starts(state.shape[1], window) for x in window_starts(state.shape[2], window)]
@@ -108,7 +110,7 @@ def window_estimate(
             cells = torch.stack([between(embeddings, y / window, x / window) for y, x in batch])
             tokens = bundle.summarizer(cells, 0)
         cut = torch.stack([state[:, y : y + window, x : x + window] for y, x in batch])
-        for (y, x), clean in zip(batch, estimate(bundle, cut, level, tokens, scale).clean, strict=True):
+        for (y, x), clean in zip(batch, estimate(bundle, cut, level, tokens, scale, clip).clean, strict=True):
             total[:, y : y + window, x : x + window] += each * clean
             weights[:, y : y + window, x : x + window] += each
         finished(len(batch))

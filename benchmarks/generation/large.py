@@ -25,12 +25,13 @@ from safetensors import SafetensorError, safe_open
 
 from benchmarks.generation.regions import load
 from benchmarks.generation.results import FOLDER, Results, facts
+from generation.commands.generate_large import PREVIEW
 from generation.joint_sampling import SEAM_STRIDE
 from generation.sampling_progress import duration
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import BRCA, PATCH_SIZE
 
-_SEAM_STEPS = 300 // SEAM_STRIDE
+_SETTINGS = ("steps", "pulls", "rate", "guidance", "clip", "seams", "seed")
 
 
 def main() -> None:
@@ -43,26 +44,32 @@ def main() -> None:
     parser.add_argument("--guide", nargs="+", default=["10x", "5x", "2.5x", "1.25x"])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--pulls", type=int, default=1)
+    parser.add_argument("--rate", type=float, default=0.5)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--clip", action="store_true", help="keep predicted latents within the box of all codes")
+    parser.add_argument("--seams", type=int, default=300, help="timestep that the pass against seams starts from")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the images; default: they are not kept")
     parser.add_argument("--out", type=Path, default=FOLDER / "large.json")
     options = parser.parse_args()
     pipe = load(options.model)
     words = [
         *(sys.executable, "-m", "zoomfeat.cli", "generate-large", f"model={options.model}", "device=cpu"),
-        *(f"steps={options.steps}", f"pulls={options.pulls}"),
+        *(f"{name}={getattr(options, name)}" for name in _SETTINGS),
     ]
     condition = "drawn"
     if options.slide is not None:
         condition = f"{options.slide.name} x={options.x} y={options.y}"
         encoder = pipe.config.ssl_encoder
         words += [f"slide={options.slide}", f"x={options.x}", f"y={options.y}", "mpp=0.5", f"ssl_encoder={encoder}"]
-    settings = facts(pipe, options.model) | {"condition": condition, "steps": options.steps, "pulls": options.pulls}
+    settings = facts(pipe, options.model) | {"condition": condition}
+    settings |= {name: getattr(options, name) for name in _SETTINGS}
     results = Results.open(options.out, settings)
     for guide in options.guide:
         if not results.find(guide=guide):
             with Console(stderr=True).status(f"guide at {guide}"):
                 results.add({"guide": guide} | measure([*words, f"guide={guide}"], options.steps, options.keep))
-    show(results, options.pulls)
+    show(results)
 
 
 def measure(words: list[str], steps: int, keep: Path | None) -> dict[str, float | int | bool]:
@@ -83,8 +90,9 @@ def measure(words: list[str], steps: int, keep: Path | None) -> dict[str, float 
             mpp = float(slide.properties["openslide.mpp-x"])
             image = np.asarray(slide.read_region((0, 0), 0, (width, height)).convert("RGB"))
         if keep is not None:
-            with replacing(make_folder(keep) / whole.name) as temporary:
-                temporary.write_bytes(content)
+            for path in (whole, whole.with_name(PREVIEW)):
+                with replacing(make_folder(keep) / path.name) as temporary:
+                    temporary.write_bytes(path.read_bytes())
     return {
         "width": width,
         "height": height,
@@ -133,20 +141,21 @@ def seam_ratio(image: NDArray[np.uint8], unit: int = PATCH_SIZE) -> float:
     return float(np.mean(across) / np.mean(inside))
 
 
-def passes(guide: str, steps: int, pulls: int) -> int:
+def passes(guide: str, steps: int, pulls: int, seams: int) -> int:
     """Forward passes of the denoiser: guide, patches with their pulls, windows of the pass against seams."""
     side = BRCA[guide].grid
-    return steps * (1 + side**2 * (1 + 2 * pulls)) + _SEAM_STEPS * (2 * side - 1) ** 2
+    return steps * (1 + side**2 * (1 + 2 * pulls)) + seams // SEAM_STRIDE * (2 * side - 1) ** 2
 
 
-def show(results: Results, pulls: int) -> None:
+def show(results: Results) -> None:
     """A row a guide."""
+    steps, pulls, seams = (int(results.settings[name]) for name in ("steps", "pulls", "seams"))
     rows = [
         (
             row["guide"],
             f"{row['width']:,} x {row['height']:,}",
             f"{BRCA[row['guide']].grid ** 2:,}",
-            f"{passes(row['guide'], int(results.settings['steps']), pulls):,}",
+            f"{passes(row['guide'], steps, pulls, seams):,}",
             duration(row["cpu"]) if row["cpu"] > 90 else f"{row['cpu']:.0f} s",
             f"{row['memory'] / 1024:.2f} GB",
             f"{row['mpp']:g}",

@@ -73,6 +73,7 @@ def run(config: GenerateLargeConfig) -> int:
             guidance_scale=config.guidance,
             pulls=config.pulls,
             rate=config.rate,
+            clip=config.clip,
             seam_start=config.seams,
             generator=torch.Generator().manual_seed(config.seed),
             batch_size=config.batch_size,
@@ -192,6 +193,7 @@ def _arguments(pipe: JointMultiScalePipeline, config: GenerateLargeConfig) -> di
         "guidance": config.guidance,
         "pulls": config.pulls,
         "rate": config.rate,
+        "clip": config.clip,
         "seams": config.seams,
         "seed": config.seed,
     }

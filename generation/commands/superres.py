@@ -88,6 +88,7 @@ def _draw(
             guidance_scale=config.guidance,
             pulls=config.pulls,
             rate=config.rate,
+            clip=config.clip,
             seam_start=config.seams,
             inversion_steps=config.inversion_steps,
             generator=torch.Generator().manual_seed(config.seed),
@@ -141,6 +142,7 @@ def _arguments(pipe: SuperResolutionPipeline, config: SuperresConfig) -> dict[st
         "guidance": config.guidance,
         "pulls": config.pulls,
         "rate": config.rate,
+        "clip": config.clip,
         "seams": config.seams,
         "seed": config.seed,
     }

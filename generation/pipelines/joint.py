@@ -89,6 +89,7 @@ class JointMultiScalePipeline(LargeImagePipeline):
         pulls: int = 2,
         rate: float = 0.5,
         by: Literal["differences", "gradient"] = "differences",
+        clip: bool = False,
         seam_start: int = 300,
         generator: torch.Generator | None = None,
         batch_size: int = 4,
@@ -110,6 +111,7 @@ class JointMultiScalePipeline(LargeImagePipeline):
             pulls: how often every patch is pulled towards the guide at each noise level; 0: never.
             rate: how far.
             by: ``differences`` needs forward passes only; ``gradient`` backpropagates, to compare.
+            clip: keep predicted latents within the box of all codes (:class:`generation.joint_guidance.Pull`).
             seam_start: timestep that the second pass against seams starts from, a multiple of 50; 0: no such pass.
             generator: decides all noise; null: torch's default.
             batch_size: as in a call.
@@ -124,7 +126,7 @@ class JointMultiScalePipeline(LargeImagePipeline):
         """
         steps = self.scales(magnification, through)
         mosaics = self._mosaics(steps, ssl_embeddings, tokens)
-        options = Pull(guidance_scale, pulls, rate, by=by)
+        options = Pull(guidance_scale, pulls, rate, by=by, clip=clip)
         settings = Settings(num_inference_steps, options, seam_start, self._at_once(batch_size), save_every)
         return self._sample(mosaics, settings, generator, state, progress)
 

@@ -85,6 +85,7 @@ class SuperResolutionPipeline(LargeImagePipeline):
         guidance_scale: float = 3.0,
         pulls: int = 2,
         rate: float = 0.5,
+        clip: bool = False,
         seam_start: int = 300,
         inversion_steps: int = STEPS,
         generator: torch.Generator | None = None,
@@ -106,6 +107,7 @@ class SuperResolutionPipeline(LargeImagePipeline):
             guidance_scale: as in :class:`ZoomLDMPipeline`; the publication's w = 2 is 3.
             pulls: how often every patch is pulled towards the image at each noise level.
             rate: how far.
+            clip: keep predicted latents within the box of all codes (:class:`generation.joint_guidance.Pull`).
             seam_start: timestep that the pass against seams starts from, a multiple of 50; 0: no such pass.
             inversion_steps: of condition inversion.
             generator: decides all random numbers; null: torch's default.
@@ -125,7 +127,7 @@ class SuperResolutionPipeline(LargeImagePipeline):
         pixels = read_image(image, cell)
         rows, columns = (math.ceil(side / cell) for side in pixels.shape[1:])
         given = check_condition(condition, ssl_embeddings, (self.summarizer.config.input_dim, rows, columns))
-        options = Pull(guidance_scale, pulls, rate)
+        options = Pull(guidance_scale, pulls, rate, clip=clip)
         settings = Settings(num_inference_steps, options, seam_start, self._at_once(batch_size), save_every)
         if condition == "inferred":
             kept = None if state is None else inference_state(state)

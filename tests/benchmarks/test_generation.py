@@ -54,7 +54,7 @@ def test_denoiser_calls_are_counted_as_the_pipeline_does():
         assert watch.seconds > 0, way.name
         assert seen[-1][0] == seen[-1][1]
         if way.name == "forward passes only":
-            assert seen[-1][1] == large.passes("10x", 2, 1)
+            assert seen[-1][1] == large.passes("10x", 2, 1, 300)
 
 
 def test_a_picture_is_continued_by_its_mirror_image():

@@ -201,6 +201,20 @@ def test_the_gradient_goes_through_decoder_and_denoiser(pipe):
     torch.testing.assert_close(found, expected / expected.abs().max(), rtol=1e-3, atol=1e-3)
 
 
+def test_clipped_latents_stay_among_the_codes_and_explain_the_state(pipe):
+    states, tokens = 30 * torch.randn(2, 3, 8, 8), torch.randn(2, 65, 16)
+    level = noise_levels(pipe.scheduler, 500, STRIDE)[0]
+    codes = pipe.vae.quantize.embedding.weight.detach() * pipe.vae.config.scaling_factor
+    with torch.no_grad():
+        free, kept = (estimate(pipe, states, level, tokens, 2.0, clip) for clip in (False, True))
+    for channel in range(3):
+        ends = codes[:, channel].min(), codes[:, channel].max()
+        assert ends[0] <= kept.clean[:, channel].min() and kept.clean[:, channel].max() <= ends[1]
+        torch.testing.assert_close(kept.clean[:, channel], free.clean[:, channel].clamp(*ends))
+    explained = level.signal**0.5 * kept.clean + (1 - level.signal) ** 0.5 * kept.noise
+    torch.testing.assert_close(explained, states, rtol=1e-4, atol=1e-4)
+
+
 def test_a_patch_without_error_has_no_direction():
     assert not unit_peak(torch.zeros(2, 3, 4, 4)).any()
 

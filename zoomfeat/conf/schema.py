@@ -437,8 +437,10 @@ class GenerateLargeConfig:
     guidance: float = key(3.0, "classifier-free guidance s in u + s (c - u); the publication's w = 2 is 3")
     pulls: int = key(2, "how often every patch is pulled towards the guide at each noise level")
     rate: float = key(0.5, "how far each time, in standard deviations of the state; less for small models")
+    clip: bool = key(False, "keep predicted latents within the box of all codes; steadies small models, not published")
     seams: int = key(
-        300, "timestep, a multiple of 50, that the second pass against seams starts from; more for small models, 0: none"
+        300,
+        "timestep, a multiple of 50, that the second pass against seams starts from; more for small models, 0: none",
     )
     seed: int = key(0, "decides the image")
     save_every: int = key(1, "noise levels between two savings of the state")
@@ -465,8 +467,10 @@ class SuperresConfig:
     guidance: float = key(3.0, "classifier-free guidance s in u + s (c - u); the publication's w = 2 is 3")
     pulls: int = key(2, "how often every patch is pulled towards the picture at each noise level")
     rate: float = key(0.5, "how far each time, in standard deviations of the state; less for small models")
+    clip: bool = key(False, "keep predicted latents within the box of all codes; steadies small models, not published")
     seams: int = key(
-        300, "timestep, a multiple of 50, that the second pass against seams starts from; more for small models, 0: none"
+        300,
+        "timestep, a multiple of 50, that the second pass against seams starts from; more for small models, 0: none",
     )
     inversion_steps: int = key(200, "steps of the search for embeddings, for each 256 px of the picture")
     seed: int = key(0, "decides the result")
