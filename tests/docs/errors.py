@@ -193,6 +193,7 @@ PROVOCATIONS = {
         Provocation(EXTRACT, MAGNIFICATION, lambda: slide("a.png", mpp=None), given="no um/px", reported=True),
         Provocation(EXTRACT, MAGNIFICATION, lambda: slide(mpp=0.6), given="0.6 um/px", reported=True),
         Provocation(f"{EXTRACT} magnifications=[20x,7x]", MAGNIFICATION, slide),
+        Provocation(f"{EXTRACT} slide_timeout=0.01", "ZoomfeatError", slide, reported=True),
         Provocation(f"{EXTRACT} mpp=0.5", TISSUE, _glass, given="a slide without tissue", reported=True),
     ],
     "Bags": [
