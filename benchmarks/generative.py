@@ -26,7 +26,7 @@ from benchmarks.metrics.images import Images, image_paths
 from benchmarks.metrics.registry import find_pair_metric
 from benchmarks.recomputation import recomputed
 from benchmarks.record import Cost, EncoderFacts, HeadFacts, Measurement, Record, canonical, record_file
-from benchmarks.runner import Outcome, facts_of, hardware, kept, now, peak_memory_bytes
+from benchmarks.runner import Outcome, facts_of, hardware, kept, peak_memory_bytes
 from benchmarks.tasks import Task
 from generation.commands import generate, generate_large
 from generation.pipelines.baselines import BicubicUpscaler
@@ -39,6 +39,7 @@ from zoomfeat.conf.schema import BenchmarkConfig, GenerateConfig, GenerateLargeC
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 from zoomfeat.files import make_folder, replacing
 from zoomfeat.magnification import BRCA, Magnification
+from zoomfeat.run_folder import now
 from zoomfeat.slides import Slide, find_tissue, make_grid, slides
 from zoomfeat.slides.resample import resize
 

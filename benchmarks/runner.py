@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from zoomfeat.engines import Engine, open_engine
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 from zoomfeat.files import file_sha256, make_folder
 from zoomfeat.magnification import parse
+from zoomfeat.run_folder import now
 
 PLUS = "+"
 """Between the magnifications of fused features: ``20x+5x``."""
@@ -153,11 +153,6 @@ def peak_memory_bytes() -> int:
     """The most memory that this process has held so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def now() -> str:
-    """UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def kept(path: Path, key: str) -> Record | None:

@@ -49,7 +49,7 @@ class RunFolder:
         self._start = time.monotonic()
         self._written = 0.0
         self._run: dict[str, Any] = {
-            "started": _now(),
+            "started": now(),
             "ended": None,
             "process": asdict(this_process()),
             "slides": len(entries),
@@ -77,7 +77,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Writes everything, the summary too."""
-        self._run["ended"] = _now()
+        self._run["ended"] = now()
         self.write()
         with replacing(self.out / SUMMARY) as path:
             path.write_text(summary(self._run, self.reports), encoding="utf-8")
@@ -186,5 +186,6 @@ def _table(heading: Sequence[str], rows: Any) -> list[str]:
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
-def _now() -> str:
+def now() -> str:
+    """UTC to the second, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
