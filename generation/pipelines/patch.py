@@ -1,8 +1,8 @@
 """Patches at every magnification of a model, as a diffusers pipeline.
 
 A patch is drawn under Summarizer tokens, which come from embeddings, from a region of a slide, or from the
-conditioning model: ZoomLDM (CVPR 2025, section 3). Samplers are diffusers' own. It is one class, as diffusers' pipelines
-are; what makes it long is what it says of its arguments.
+conditioning model: ZoomLDM (CVPR 2025, section 3). Samplers are diffusers' own. It is one class, as their
+pipelines are; what makes it long is what it says of its arguments.
 """
 
 from __future__ import annotations
