@@ -17,7 +17,7 @@ from zoomfeat.magnification import PATCH_SIZE
 from zoomfeat.models.distilled import FeatureStudent, LatentEncoder, check_first_stage, load_distilled
 from zoomfeat.models.weights import hash_weights
 
-_ENCODERS: dict[str, dict[str, Any]] = {
+ENCODER_SIZES: dict[str, dict[str, Any]] = {
     "full": {"stem_width": 64, "width": 256, "depth": 6, "mlp_ratio": 4.0},
     "tiny": {"stem_width": 40, "width": 96, "depth": 4, "mlp_ratio": 2.0},
 }
@@ -103,7 +103,7 @@ def _latent_encoder(config: DistillConfig, teacher: ZoomLDMEncoder) -> LatentEnc
         check_first_stage(encoder, teacher.bundle.vae, teacher.latent_shape, config.init)
         return encoder
     channels, side, _ = teacher.latent_shape
-    return LatentEncoder(channels, PATCH_SIZE // side, **_ENCODERS[config.size])
+    return LatentEncoder(channels, PATCH_SIZE // side, **ENCODER_SIZES[config.size])
 
 
 def _student(config: DistillConfig, teacher: ZoomLDMEncoder) -> FeatureStudent:

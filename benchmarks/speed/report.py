@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ def described(machine: dict[str, Any]) -> str:
     busy = "shared with other work" if machine["load_average"] > machine["cores_used"] + 0.5 else "otherwise idle"
     cores = f"{machine['cores_used']} of {machine['cores']} cores"
     return f"{cores}, {machine['processor']}, {busy} (load {machine['load_average']:g} at the start)"
+
+
+def clock(machine: dict[str, Any]) -> tuple[Callable[[], float], str]:
+    """What to time with, and its name: the wall clock, or on a machine that does other work CPU time of all threads."""
+    if machine["load_average"] > machine["cores_used"] + 0.5:
+        return time.process_time, "CPU time of all threads"
+    return time.perf_counter, "wall time"
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

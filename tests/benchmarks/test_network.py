@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.speed import network
 from zoomfeat.encoders.zoomldm import untrained_tiny
+from zoomfeat.models import onednn
 from zoomfeat.models.architecture import build_first_stage, build_unet
 from zoomfeat.models.summarizer import Summarizer
 
@@ -26,8 +27,13 @@ def test_quick_run_leaves_a_record(monkeypatch, tmp_path):
 
 def test_stopping_early_costs_fewer_operations():
     costs = {cost.part: cost.gflop for cost in network.measure(untrained_tiny(), repeats=1)}
-    _, whole, default, lean, mid = costs.values()
+    _, whole, default, lean, mid, *_ = costs.values()
     assert mid < lean < default < whole
+    if onednn.available():
+        assert costs[network.FAST_LEAN] == pytest.approx(lean), "operations are counted alike"
+        assert costs[network.FAST_FIRST_STAGE] == pytest.approx(costs[network.FIRST_STAGE])
+        assert network.convolutions(untrained_tiny(), repeats=1).gflop < costs[network.FIRST_STAGE] + lean
+    assert costs[network.DISTILLED] < costs[network.FIRST_STAGE] / 9
 
 
 @pytest.mark.parametrize(
