@@ -89,12 +89,8 @@ def metrics_table(predictions: HeldOutPredictions, evaluation: Evaluation, confi
     """The metrics as a table, a row each; columns are named as in ``metrics.json``."""
     classes = predictions.classes
     what = f"{classes[1]} against {classes[0]}" if len(classes) == 2 else config.label
-    table = Table(
-        title=f"{config.head}, {what}: {evaluation.patients} patients, value [95 % interval]",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    title = f"{config.head}, {what}: {evaluation.patients} patients, value [95 % interval]"
+    table = Table(title=title, title_justify="left", min_width=len(title), box=box.SIMPLE_HEAD, pad_edge=False)
     views = {"pooled": evaluation.pooled, "averaged": evaluation.averaged}
     if evaluation.seed_averaged is not None:
         views["seed-averaged"] = evaluation.seed_averaged
