@@ -18,10 +18,12 @@ import tifffile
 import torch
 from safetensors.torch import save_file
 
-from tests.zoomfeat.fuzzing import Findings, Worker, meet_corpus
+from tests.zoomfeat.fuzzing import Findings, Worker, meet_corpus, mutated
 from tests.zoomfeat.odd_slides import aperio, dicom, plain, pyramid, tiff, tissue
+from zoomfeat.apart import Apart
 from zoomfeat.bags import Bag, BagMetadata, ScaleFeatures
 from zoomfeat.cli import main
+from zoomfeat.commands.verify import check_apart
 from zoomfeat.encoders.pretrained import read_weights
 from zoomfeat.errors import ZoomfeatError
 
@@ -257,6 +259,15 @@ def test_a_few_dozen_bags_and_weights(
         assert findings.answers["refused"] > 5
 
 
+def _is_told_by_verify(files: list[Path], case: int, folder: Path) -> bool:
+    path = folder / f"case-{case}.h5"
+    path.write_bytes(mutated(files[case % len(files)].read_bytes(), case))
+    apart = Apart()
+    found = check_apart(path, apart, 60)
+    apart.stop()
+    return len(found) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_thousands(
@@ -275,8 +286,9 @@ def test_thousands(
         print(
             f"\n{kind}: {findings.cases} cases in {findings.seconds:.0f} s, {dict(findings.answers)}, {told(findings)}"
         )
-        # From some damaged heaps of texts libhdf5 itself never returns; docs/reliability.md says so.
-        if findings.crashed or findings.broke or (findings.hung and kind != "bags"):
+        if kind == "bags":  # libhdf5 itself does not return from some; `zoomfeat verify` does
+            findings.hung = [case for case in findings.hung if not _is_told_by_verify(files, case, tmp_path)]
+        if not findings.clean:
             broken.append(kind)
     assert not broken
 
