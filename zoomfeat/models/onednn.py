@@ -2,7 +2,8 @@
 
 PyTorch gives linear layers, attention and (on one thread) 1 x 1 convolutions to its BLAS, which on processors of AMD
 reached less than half of the rate of oneDNN, and brings the weights of a convolution into oneDNN's order at every call,
-which for the deep layers of a denoiser takes longer than the convolution. Results are equal but for rounding.
+which for the deep layers of a denoiser takes longer than the convolution. Results are equal but for rounding. These
+operators have no gradient: where PyTorch keeps track of gradients, its own ones run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def available() -> bool:
 
 
 def accelerated(network: M) -> M:
-    """A network for inference alone that runs by oneDNN; layers of other kinds stay as they are.
+    """A network with frozen weights that runs by oneDNN; layers of other kinds stay as they are.
 
     Args:
         network: on the CPU, float32, in evaluation mode; stays as it is, and shares its weights.
@@ -94,7 +95,7 @@ class Convolution(nn.Module):
         """``x`` (B, C, h, w) to (B, C', h', w')."""
         padding, stride, dilation, groups = self._shape
         few = x.shape[2] * x.shape[3] <= _FEW_PIXELS * stride[0] * stride[1]
-        if not (few or self._pointwise):
+        if torch.is_grad_enabled() or not (few or self._pointwise):
             return functional.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
         if few and self._ordered is None:
             self._ordered = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._shape, list(x.shape))
@@ -122,12 +123,13 @@ class _Residual(nn.Module):
         self.time_emb_proj, self.conv_shortcut = block.time_emb_proj, block.conv_shortcut
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        hidden = self.conv1(functional.silu(self.norm1(x), inplace=True))
+        own = not torch.is_grad_enabled()
+        hidden = self.conv1(functional.silu(self.norm1(x), inplace=own))
         if self.time_emb_proj is not None and temb is not None:
-            hidden += self.time_emb_proj(functional.silu(temb))[:, :, None, None]
-        hidden = self.conv2(functional.silu(self.norm2(hidden), inplace=True))
-        hidden += x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return hidden
+            hidden = hidden + self.time_emb_proj(functional.silu(temb))[:, :, None, None]
+        hidden = self.conv2(functional.silu(self.norm2(hidden), inplace=own))
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return hidden.add_(shortcut) if own else hidden + shortcut
 
 
 def _is_simple(attention: Attention) -> bool:
@@ -170,4 +172,6 @@ class _Attention:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x`` (..., n) times the transpose of ``weight`` (m, n)."""
+    if torch.is_grad_enabled():
+        return functional.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

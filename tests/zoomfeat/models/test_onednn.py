@@ -78,6 +78,20 @@ def test_inputs_stay_as_they_are_and_layers_are_replaced(bundle):
     assert {parameter.data_ptr() for parameter in fast.parameters()} <= own, "weights are shared"
 
 
+def test_gradients_of_inputs_are_those_of_the_plain_network(bundle):
+    latents = torch.randn(1, bundle.unet.config.in_channels, 32, 32)
+    context, found = bundle.summarizer.null_context(1), []
+    fast = onednn.accelerated(bundle.unet)
+    with torch.no_grad():
+        activations(fast, latents, 100, context, ["up_blocks.0"])  # whose ordered weights have no gradient
+    for unet in (fast, bundle.unet):
+        own = latents.clone().requires_grad_()
+        activations(unet, own, 100, context, ["up_blocks.0"])["up_blocks.0"].square().mean().backward()
+        found.append(own.grad)
+    assert found[1].abs().max() > 0
+    assert near(*found)
+
+
 def test_features_equal_those_of_the_plain_networks(bundle, monkeypatch):
     images = torch.randint(0, 256, (2, 256, 256, 3), dtype=torch.uint8).numpy()
     options = ZoomLDMTinyConfig(taps=["mid", "up_blocks.0"])
