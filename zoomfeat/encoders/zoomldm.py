@@ -95,7 +95,9 @@ class ZoomLDMEncoder(PatchEncoder):
         bundle.unet.to(memory_format=torch.channels_last)
         self._unet = without_condition(bundle.unet) if options.conditioning == "null" else bundle.unet
         self._encode: Callable[[Tensor], Tensor] = bundle.encode
-        if self.device.type == "cpu" and options.precision == "float32" and onednn.available():
+        by_onednn = self.device.type == "cpu" and options.precision == "float32" and onednn.available()
+        if by_onednn:
+            onednn.keep_memory()
             self._unet = onednn.accelerated(self._unet)
             self._encode = partial(_latents, onednn.accelerated(bundle.vae))
         self._pool = options.pool
@@ -131,7 +133,7 @@ class ZoomLDMEncoder(PatchEncoder):
                 "ssl_weights_hash": self.context_encoder.weights_hash,
             }
         if options.distilled_encoder is not None:
-            self._distil(options.distilled_encoder)
+            self._distil(options.distilled_encoder, by_onednn=by_onednn)
 
     def transform(self, images: NDArray[np.uint8]) -> Tensor:
         """Channels first, in [-1, 1]."""
@@ -166,7 +168,7 @@ class ZoomLDMEncoder(PatchEncoder):
         other._encode = encode
         return other
 
-    def _distil(self, folder: str) -> None:
+    def _distil(self, folder: str, *, by_onednn: bool) -> None:
         encoder = load_distilled(LatentEncoder, folder)
         check_first_stage(encoder, self.bundle.vae, self.latent_shape, folder)
         record = encoder.record
@@ -176,7 +178,8 @@ class ZoomLDMEncoder(PatchEncoder):
         self.name += "-distilled"
         self.note = "; ".join(filter(None, (self.note, note)))
         self.settings = {**self.settings, "distilled_encoder": encoder.weights_hash()}
-        self._encode = encoder.requires_grad_(False).to(self.device)
+        encoder = encoder.requires_grad_(False).to(self.device)
+        self._encode = onednn.accelerated(encoder) if by_onednn else encoder
 
     def _maps(self, inputs: Tensor, context: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):

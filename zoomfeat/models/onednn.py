@@ -9,6 +9,8 @@ operators have no gradient: where PyTorch keeps track of gradients, its own ones
 from __future__ import annotations
 
 import copy
+import ctypes
+import sys
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +21,8 @@ from torch.nn import functional
 
 _FEW_PIXELS = 32 * 32
 """Pixels of an output up to which ordering the weights beforehand pays; above, it is lost in the convolution."""
+
+_TRIM_THRESHOLD, _MAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -42,6 +46,18 @@ def accelerated(network: M) -> M:
     fast = copy.deepcopy(network, shared)
     _replace(fast, {})
     return fast
+
+
+def keep_memory() -> None:
+    """Tells the C library of Linux to keep what is freed for what comes next, for the rest of the process.
+
+    It gives blocks of more than 32 MiB back to the system at once, such as 128 channels at 256 px, and the system
+    clears them page by page when they are taken again: a tenth of a first stage's time. Up to 512 MiB are kept.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:  # it is missing in other C libraries than GNU's
+        set_option(_MAP_THRESHOLD, 2**28)
+        set_option(_TRIM_THRESHOLD, 2**29)
 
 
 def _replace(module: nn.Module, done: dict[int, nn.Module]) -> None:

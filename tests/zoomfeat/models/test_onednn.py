@@ -11,6 +11,7 @@ from zoomfeat.conf.schema import ZoomLDMTinyConfig
 from zoomfeat.encoders.zoomldm import ZoomLDMEncoder, untrained_tiny
 from zoomfeat.models import onednn
 from zoomfeat.models.denoiser import activations, without_condition
+from zoomfeat.models.distilled import LatentEncoder
 
 pytestmark = pytest.mark.skipif(not onednn.available(), reason="this PyTorch has no oneDNN")
 
@@ -102,3 +103,17 @@ def test_features_equal_those_of_the_plain_networks(bundle, monkeypatch):
     assert abs(a - b).max() <= 1e-4 * abs(b).max()
     assert fast.settings == plain.settings
     assert fast.weights_hash == plain.weights_hash
+
+
+@torch.inference_mode()
+def test_a_distilled_encoder_is_the_same():
+    torch.manual_seed(0)
+    encoder = LatentEncoder(3, 8).eval()
+    pixels = torch.rand(2, 3, 256, 256) * 2 - 1
+    assert near(onednn.accelerated(encoder)(pixels), encoder(pixels))
+
+
+def test_memory_that_is_kept_is_still_memory():
+    onednn.keep_memory()
+    for _ in range(3):
+        assert torch.ones(2**24).sum() == 2**24
