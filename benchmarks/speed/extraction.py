@@ -82,13 +82,16 @@ def cosines(a: NDArray, b: NDArray) -> NDArray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
-def measure(build: Callable[[], ZoomLDM], count: int, repeats: int) -> dict[str, float | int]:
+def measure(
+    build: Callable[[], ZoomLDM], count: int, repeats: int, clock: network.Clock = time.perf_counter
+) -> dict[str, float | int]:
     """All ways on one slide.
 
     Args:
         build: makes the model.
         count: of 20x patches.
         repeats: of each way, after a patch that warms up.
+        clock: gives seconds.
 
     Returns:
         ``patches``, median seconds of each way, and how far bfloat16 features are from those of float32.
@@ -117,9 +120,9 @@ def measure(build: Callable[[], ZoomLDM], count: int, repeats: int) -> dict[str,
             exact, rough = ours(patches[:2]), half(patches[:2])
             for _ in range(repeats):
                 for way, run in ways.items():
-                    start = time.perf_counter()
+                    start = clock()
                     run()
-                    times[way].append(time.perf_counter() - start)
+                    times[way].append(clock() - start)
     found: dict[str, float | int] = {"patches": sum(len(scale.coords) for scale in grid.scales)}
     found |= {way: statistics.median(seconds) for way, seconds in times.items()}
     return found | {"bfloat16_cosine": float(cosines(exact, rough).min())}
@@ -132,9 +135,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the tiny model alone, to see that the benchmark runs")
     options = parser.parse_args()
     machine = report.conditions()
+    clock, unit = report.clock(machine)
     count, repeats = (1 if options.quick else 2), 2
-    sizes = {} if options.tiny else {"full": measure(network.full_size, count, repeats)}
-    sizes["tiny"] = measure(untrained_tiny, 16, repeats)
+    sizes = {} if options.tiny else {"full": measure(network.full_size, count, repeats, clock)}
+    sizes["tiny"] = measure(untrained_tiny, 16, repeats, clock)
     rows = [
         (size, way, f"{found['patches'] / found[way]:.3g}", f"{found[PLAIN] / found[way]:.2f}")
         for size, found in sizes.items()
@@ -142,8 +146,8 @@ def main() -> None:
     ]
     headings = ("network", "way", "patches/s", "x plain")
     lead = (
-        f"20x and 5x patches counted together, {torch.get_num_threads()} threads, random weights, the default tap "
-        f"`up_blocks.0`, median of {repeats} runs in turns; {report.described(machine)}.\n\n"
+        f"20x and 5x patches counted together, {torch.get_num_threads()} threads, {unit}, random weights, the default "
+        f"tap `up_blocks.0`, median of {repeats} runs in turns; {report.described(machine)}.\n\n"
     )
     closing = "\nFeatures in bfloat16 against float32, least cosine: "
     closing += ", ".join(f"{found['bfloat16_cosine']:.5f} ({size})" for size, found in sizes.items()) + ".\n"

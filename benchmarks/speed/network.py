@@ -68,7 +68,7 @@ def full_size() -> ZoomLDM:
 
 
 FIRST_STAGE, WHOLE, LEAN = "first stage, encode", "denoiser, whole", "the same without cross-attention"
-FAST_FIRST_STAGE, FAST_LEAN = f"{FIRST_STAGE}, by oneDNN", "the last but one, by oneDNN"
+FAST_FIRST_STAGE, FAST_LEAN = f"{FIRST_STAGE}, by oneDNN", "denoiser, default without cross-attention, by oneDNN"
 DISTILLED = "distilled encoder"
 
 
@@ -140,7 +140,7 @@ def convolutions(bundle: ZoomLDM, repeats: int, clock: Clock = time.perf_counter
         hook.remove()
     calls: dict[str, Callable[[], object]] = {str(i): partial(layer, x) for i, (layer, x) in enumerate(seen)}
     seconds = sum(timed(calls, repeats, clock))
-    return Cost("all convolutions of the last two, one by one", sum(gflop(call) for call in calls.values()), seconds)
+    return Cost("all convolutions of a patch, one by one", sum(gflop(call) for call in calls.values()), seconds)
 
 
 def peaks(repeats: int, clock: Clock = time.perf_counter) -> list[Cost]:
