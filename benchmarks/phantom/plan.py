@@ -72,7 +72,7 @@ class SlidePlan:
 
 
 def plan_cohort(slides: int = 40, seed: int = 0) -> list[SlidePlan]:
-    """The slides of a cohort: half of the patients positive, a quarter of them with two slides.
+    """The slides of a cohort: half of the patients positive, a tenth of them with two slides.
 
     Args:
         slides: how many; at least 4.
