@@ -35,6 +35,7 @@ from zoomfeat.slides import Slide
 X, Y = 780, 1500  # px: a corner of CMU-1-Small-Region from where 1024 px are mostly tissue
 SCALE = 4  # of super-resolution
 _ACROSS = 6  # patches
+_GENTLE: dict[str, Any] = {"guidance_scale": 1.5, "clip": True, "seam_start": 700}  # what small models want
 
 
 def main() -> None:
@@ -92,7 +93,9 @@ def large(pipe: ZoomLDMPipeline, slide: Slide, steps: int) -> Image.Image:
     embeddings = region_embeddings(slide, X, Y, step, pipe.embedding_encoder())
     joint = JointMultiScalePipeline.over(pipe)
     joint.set_progress_bar_config(disable=True)
-    images, coarser = joint(embeddings, step, num_inference_steps=steps, generator=_seeded(), return_dict=False)
+    images, coarser = joint(
+        embeddings, step, num_inference_steps=steps, generator=_seeded(), return_dict=False, **_GENTLE
+    )
     reference = Image.fromarray(region_image(slide, X, Y, step))
     (guide,) = coarser[step.name]
     seen = images[0].resize((PATCH_SIZE, PATCH_SIZE), Image.Resampling.BICUBIC)
@@ -114,7 +117,7 @@ def superres(pipe: ZoomLDMPipeline, slide: Slide, steps: int) -> Image.Image:
     conditions: tuple[Condition, ...] = ("uncond", "given", "inferred")
     for condition in conditions:
         given = embeddings if condition == "given" else None
-        options: dict[str, Any] = {"num_inference_steps": steps, "generator": _seeded()}
+        options: dict[str, Any] = {"num_inference_steps": steps, "generator": _seeded(), **_GENTLE}
         made[condition] = pipeline(coarse, SCALE, condition, given, return_dict=False, **options)[0][0]
     enlarged = coarse.resize((side, side), Image.Resampling.NEAREST)
     return preview_grid(
