@@ -287,8 +287,9 @@ def test_features_go_through_the_distilled_encoder(tiny_folders):
     shipped = load_encoder("zoomldm-tiny", device="cpu", taps=["mid"])
     with torch.no_grad():
         expected = shipped.through(network)(images)
-    np.testing.assert_array_equal(encoder(images), expected)
-    assert not np.allclose(encoder(images), shipped(images))
+    # The encoder runs by oneDNN, which rounds otherwise than the network by itself.
+    np.testing.assert_allclose(encoder(images), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert not np.allclose(encoder(images), shipped(images), rtol=0, atol=1e-2)
     assert "measured with another" not in encoder.note
     other = load_encoder("zoomldm-tiny", device="cpu", distilled_encoder=str(tiny_folders["encoder"]))
     assert "measured with another denoiser or other taps" in other.note

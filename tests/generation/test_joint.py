@@ -209,7 +209,8 @@ def test_clipped_latents_stay_among_the_codes_and_explain_the_state(pipe):
         free, kept = (estimate(pipe, states, level, tokens, 2.0, clip) for clip in (False, True))
     for channel in range(3):
         ends = codes[:, channel].min(), codes[:, channel].max()
-        assert ends[0] <= kept.clean[:, channel].min() and kept.clean[:, channel].max() <= ends[1]
+        assert ends[0] <= kept.clean[:, channel].min()
+        assert kept.clean[:, channel].max() <= ends[1]
         torch.testing.assert_close(kept.clean[:, channel], free.clean[:, channel].clamp(*ends))
     explained = level.signal**0.5 * kept.clean + (1 - level.signal) ** 0.5 * kept.noise
     torch.testing.assert_close(explained, states, rtol=1e-4, atol=1e-4)

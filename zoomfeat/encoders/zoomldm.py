@@ -99,7 +99,7 @@ class ZoomLDMEncoder(PatchEncoder):
         if by_onednn:
             onednn.keep_memory()
             self._unet = onednn.accelerated(self._unet)
-            self._encode = partial(_latents, onednn.accelerated(bundle.vae))
+            self._encode = partial(_latents, bundle, onednn.accelerated(bundle.vae))
         self._pool = options.pool
         self._precision = PRECISIONS[options.precision]
         side = PATCH_SIZE // 2 ** (len(bundle.vae.config.block_out_channels) - 1)
@@ -206,9 +206,9 @@ class ZoomLDMEncoder(PatchEncoder):
         return {tap: hidden / len(self._noises) for tap, hidden in total.items()}
 
 
-def _latents(vae: VQModel, pixels: Tensor) -> Tensor:
-    """What :meth:`ZoomLDM.encode` gives, of a first stage by itself."""
-    return vae.encode(pixels).latents * vae.config.scaling_factor
+def _latents(bundle: ZoomLDM, vae: VQModel, pixels: Tensor) -> Tensor:
+    """What :meth:`ZoomLDM.encode` gives, by a copy of the first stage, which has no part in later changes of the scale."""
+    return vae.encode(pixels).latents * bundle.vae.config.scaling_factor
 
 
 def _check(options: ZoomLDMConfig, steps: int) -> None:
