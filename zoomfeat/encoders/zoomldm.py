@@ -207,7 +207,7 @@ class ZoomLDMEncoder(PatchEncoder):
 
 
 def _latents(bundle: ZoomLDM, vae: VQModel, pixels: Tensor) -> Tensor:
-    """What :meth:`ZoomLDM.encode` gives, by a copy of the first stage, which has no part in later changes of the scale."""
+    """What :meth:`ZoomLDM.encode` gives, by a copy of the first stage; a later change of the scale holds for it too."""
     return vae.encode(pixels).latents * bundle.vae.config.scaling_factor
 
 
