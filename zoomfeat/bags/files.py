@@ -43,19 +43,22 @@ def trying_first() -> Iterator[None]:
 
 
 def _try(path: Path) -> None:
-    """Opens a file in a process of its own, once.
+    """Opens a file in a process of its own, once, where files are tried.
 
     Raises:
         BagInvalidError: that process did not return, or ended.
     """
-    state = path.stat()
-    if _tried is None or _tried.get(path) == (state.st_size, state.st_mtime_ns):
+    if _tried is None:
+        return
+    found = path.stat()
+    state = found.st_size, found.st_mtime_ns
+    if _tried.get(path) == state:
         return
     try:
         _trials.call(_read_header, path, TRIAL_SECONDS)
     except ZoomfeatError as error:
         raise BagInvalidError(f"the HDF5 file is damaged ({error.problem})", cure=INCOMPLETE_CURE, path=path) from error
-    _tried[path] = state.st_size, state.st_mtime_ns
+    _tried[path] = state
 
 
 def _read_header(path: Path) -> None:

@@ -389,10 +389,11 @@ def _levels(path: Path, slide: openslide.OpenSlide) -> dict[int, TiledLevel]:
     if not hasattr(os, "pread"):
         raise _UnusualError("this system does not read by position")
     levels = {}
+    length = path.stat().st_size
     with tifffile.TiffFile(path) as tiff:
         pages = {(page.imagewidth, page.imagelength): page for page in reversed(list(tiff.pages)) if page.is_tiled}
         for level, dimensions in enumerate(slide.level_dimensions):
-            if dimensions in pages and max(pages[dimensions].databytecounts, default=0) > path.stat().st_size:
+            if dimensions in pages and max(pages[dimensions].databytecounts, default=0) > length:
                 # OpenSlide would take memory for it, and end the process where there is not so much.
                 problem = f"a tile of level {level} is said to be longer than the file"
                 raise SlideUnreadableError(problem, cure=_COPY_CURE, path=path)
