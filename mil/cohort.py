@@ -9,8 +9,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.labels import BAG_SUFFIXES, Labels, check_classes, counted, shown, slide_name
+from mil.labels import BAG_SUFFIXES, Labels, check_classes, shown, slide_name
 from zoomfeat.errors import ConfigurationError
+from zoomfeat.progress import counted
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mil.tables import class_names, column, events, numbers, read_table, require
 from zoomfeat.errors import ConfigurationError
+from zoomfeat.progress import counted
 from zoomfeat.slides.cohort import SLIDE_SUFFIXES
 
 BAG_SUFFIXES = (".h5", ".hdf5", ".pt")
@@ -121,11 +122,6 @@ def shown(names: Sequence[str] | NDArray[np.str_], most: int = 5) -> str:
     """Names as a message lists them: the first few, and how many more."""
     rest = len(names) - most
     return ", ".join(map(str, names[:most])) + (f" and {rest} more" if rest > 0 else "")
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 slide``, ``2 slides``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def slide_name(name: str) -> str:

@@ -43,9 +43,7 @@ COMMANDS = {
     "inspect": Command("zoomfeat.commands.inspect", "zoomfeat inspect bags/slide.h5", positional="bag"),
     "status": Command("zoomfeat.commands.status", "zoomfeat status bags/", positional="out"),
     "verify": Command("zoomfeat.commands.verify", "zoomfeat verify bags/", positional="bags"),
-    "convert": Command(
-        "zoomfeat.commands.convert", "zoomfeat convert source=bags/ to=clam out=clam/", positional="source"
-    ),
+    "convert": Command("zoomfeat.commands.convert", "zoomfeat convert bags/ to=clam out=clam/", positional="source"),
     "convert-checkpoint": Command(
         "zoomfeat.commands.convert_checkpoint", "zoomfeat convert-checkpoint weights=weights.ckpt out=zoomldm-brca/"
     ),

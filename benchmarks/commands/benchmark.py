@@ -14,11 +14,11 @@ from benchmarks.results import markdown, planned_tests, print_results, tests_tab
 from benchmarks.runner import Outcome, run_classification
 from benchmarks.site import make_site
 from benchmarks.tasks import Task, load_task
-from mil.labels import counted
 from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import BenchmarkConfig, defaults
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import make_folder, replacing
+from zoomfeat.progress import counted
 
 
 @trying_first()

@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from benchmarks.site import make_site
 from benchmarks.submission import printable
-from mil.labels import counted
 from zoomfeat.conf.schema import LeaderboardConfig
+from zoomfeat.progress import counted
 
 
 def run(config: LeaderboardConfig) -> int:

@@ -28,8 +28,8 @@ from benchmarks.site.columns import (
 )
 from benchmarks.submission import known_tasks, printable
 from benchmarks.tasks import Task
-from mil.labels import counted
 from zoomfeat.files import make_folder, replacing
+from zoomfeat.progress import counted
 
 
 @dataclass(frozen=True)

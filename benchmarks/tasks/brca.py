@@ -29,12 +29,13 @@ import pandas as pd
 from rich.console import Console
 
 from benchmarks.tasks.definition import load_task, patients_sha256
-from mil.labels import counted, read_labels, slide_name
+from mil.labels import read_labels, slide_name
 from mil.metrics import auroc
 from mil.splits import stratified_folds
 from mil.tables import read_table
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import file_sha256, make_folder, replacing
+from zoomfeat.progress import counted
 
 SOURCES = {
     "brca_histotypes.csv": "679c7139e46d7ccf4da3360f4ad9a406bd0344f6d64c55549c2aef1837f0de91",

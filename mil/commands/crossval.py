@@ -14,11 +14,12 @@ from mil.crossval import Study, cross_validate, open_study
 from mil.evaluation import Evaluation, evaluate
 from mil.figures import draw_figures
 from mil.held_out import HeldOutPredictions
-from mil.labels import counted, shown
+from mil.labels import shown
 from mil.runs import RunFolder
 from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import CrossvalConfig
 from zoomfeat.files import replacing
+from zoomfeat.progress import counted
 
 SHORT_NAMES = {
     "auroc": "AUROC",

@@ -21,7 +21,7 @@ from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import PredictConfig
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 from zoomfeat.files import make_folder, replacing
-from zoomfeat.progress import progress_bar
+from zoomfeat.progress import counted, progress_bar
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -111,8 +111,7 @@ def conclude(rows: list[dict[str, Any]], out: Path, console: Console) -> int:
             table.add_row(*(escape(str(row[heading])) for heading in ("slide_id", "error", "cure")))
         console.print(table)
     console.print(
-        f"{len(rows)} {'slide' if len(rows) == 1 else 'slides'}: {len(rows) - len(failed)} done, {len(failed)} failed. "
-        f"Results: {out}",
+        f"{counted(len(rows), 'slide')}: {len(rows) - len(failed)} done, {len(failed)} failed. Results: {out}",
         soft_wrap=True,
         highlight=False,
     )

@@ -198,6 +198,7 @@ PROVOCATIONS = {
     ],
     "Bags": [
         Provocation("zoomfeat inspect bags/slide.h5", BAG),
+        Provocation("zoomfeat verify bagz/", CONFIGURATION),
         Provocation("zoomfeat inspect bags/s0.h5", BAG, _cut_bag, given="its second half is missing"),
         Provocation("zoomfeat inspect bags/s0.h5", BAG, _unfinished_bag, given="writing did not end"),
         Provocation(CROSSVAL, BAG, _nan, given="a NaN in a bag"),

@@ -221,7 +221,7 @@ def test_a_bag_that_libhdf5_does_not_return_from(
     assert main(["verify", str(tmp_path), "bag_timeout=10"]) == 1
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "bag.h5 not finished after 10 s" in text
-    assert "2 bags checked, 1 files not as they should be" in text
+    assert "2 bags checked, 1 file not as it should be" in text
     monkeypatch.setattr("zoomfeat.bags.files.TRIAL_SECONDS", 10)
     assert main(["convert", f"source={tmp_path}", "to=clam", f"out={tmp_path / 'clam'}"]) == 1
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -44,6 +44,7 @@ def test_a_good_run_passes(made, out, capsys):
     assert main(["verify", str(made / "two")]) == 0
     assert "4 bags checked, 0 files" in capsys.readouterr().out
     assert main(["verify", str(out / "s0.h5")]) == 0
+    assert "1 bag checked, 0 files not as they should be." in capsys.readouterr().out
 
 
 def test_a_feature_that_is_no_number(out, capsys):
@@ -55,7 +56,7 @@ def test_a_feature_that_is_no_number(out, capsys):
 def test_coordinates_outside_the_slide(out, capsys):
     with h5py.File(out / "s1.h5", "r+") as file:
         file["coords_5x"][0] = (10**6, 0)
-    assert "1 files not as they should be" in wrong(out, capsys)
+    assert "2 bags checked, 1 file not as it should be." in wrong(out, capsys)
 
 
 def test_a_configuration_that_was_changed(out, capsys):
@@ -92,3 +93,12 @@ def test_what_a_killed_run_left(out, capsys):
 def test_a_folder_without_bags(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 2
     assert "holds no .h5 file" in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_an_error_and_no_bag(tmp_path, capsys):
+    assert main(["verify", str(tmp_path / "bagz")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == (
+        f"zoomfeat: {tmp_path}/bagz: no such file or folder. Give a bag, or the out= folder of an extraction.\n"
+    )
+    assert not captured.out

@@ -9,6 +9,7 @@ from rich.table import Table
 from zoomfeat.bags import convert
 from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import ConvertConfig
+from zoomfeat.progress import counted
 
 
 @trying_first()
@@ -34,7 +35,7 @@ def run(config: ConvertConfig) -> int:
     console.print(table)
     failed = sum(row.error is not None for row in rows)
     console.print(
-        f"{len(rows)} {'slide' if len(rows) == 1 else 'slides'}: {len(rows) - failed} converted, {failed} failed.",
+        f"{counted(len(rows), 'slide')}: {len(rows) - failed} converted, {failed} failed.",
         highlight=False,
     )
     return 1 if failed else 0

@@ -20,7 +20,7 @@ from zoomfeat.engines import open_engine
 from zoomfeat.engines.slide_task import ExtractSlide, load_encoders
 from zoomfeat.files import make_folder
 from zoomfeat.magnification import Magnification, resolution
-from zoomfeat.progress import progress_bar
+from zoomfeat.progress import counted, progress_bar
 from zoomfeat.report import SlideReport, failure
 from zoomfeat.run_folder import RunFolder
 from zoomfeat.slides import SlideEntry, check_apart, slides
@@ -139,9 +139,9 @@ def conclude(reports: list[SlideReport], out: Path, console: Console) -> int:
     done = sum(report.status == "done" for report in reports)
     exists = sum(report.status == "exists" for report in reports)
     kept = sum(report.status == "kept" for report in reports)
-    subjects = f"{count} slide" if count == 1 else f"{count} slides"
+    subjects = counted(count, "slide")
     if several:
-        subjects = f"{len(reports)} bags of {subjects}"
+        subjects = f"{counted(len(reports), 'bag')} of {subjects}"
     console.print(
         f"{subjects}: {done} done, {exists} existed, {f'{kept} kept, ' if kept else ''}{len(failed)} failed. "
         f"Report: {out / 'report.csv'}",

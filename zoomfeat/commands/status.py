@@ -13,6 +13,7 @@ from rich.table import Table
 from zoomfeat.claims import Claims, Holder
 from zoomfeat.conf.schema import StatusConfig
 from zoomfeat.extraction import CLAIMS
+from zoomfeat.progress import counted
 from zoomfeat.run_folder import read_run
 
 
@@ -42,7 +43,9 @@ def run(config: StatusConfig) -> int:
         console.print(
             escape(f"at work: {', '.join(at_work[:10])}{' ...' if len(at_work) > 10 else ''}"), highlight=False
         )
-    console.print(f"{sum(known.values())} of {record['bags']} bags, {known['failed']} failed.", highlight=False)
+    console.print(
+        f"{sum(known.values())} of {counted(record['bags'], 'bag')}, {known['failed']} failed.", highlight=False
+    )
     return 1 if known["failed"] else 0
 
 

@@ -15,7 +15,7 @@ from zoomfeat.conf.schema import VerifyConfig
 from zoomfeat.configuration import configuration_hash
 from zoomfeat.errors import BagInvalidError, ConfigurationError, ZoomfeatError
 from zoomfeat.files import unguarded
-from zoomfeat.progress import progress_bar
+from zoomfeat.progress import counted, progress_bar
 from zoomfeat.run_folder import read_report
 
 
@@ -37,6 +37,10 @@ class Finding:
 def run(config: VerifyConfig) -> int:
     """Prints what is wrong; 1 where anything is."""
     folder = Path(config.bags)
+    if not folder.exists():
+        raise ConfigurationError(
+            "no such file or folder", path=folder, cure="Give a bag, or the out= folder of an extraction"
+        )
     paths = sorted(p for p in folder.rglob("*.h5") if not p.name.startswith(".")) if folder.is_dir() else [folder]
     if not paths and not (folder / "report.csv").is_file():
         raise ConfigurationError(
@@ -60,7 +64,8 @@ def run(config: VerifyConfig) -> int:
             table.add_row(escape(str(name)), escape(finding.problem), escape(finding.cure))
         console.print(table)
     wrong = len({finding.path for finding in findings})
-    console.print(f"{len(paths)} bags checked, {wrong} files not as they should be.", highlight=False)
+    verdict = f"{wrong} file not as it should be" if wrong == 1 else f"{wrong} files not as they should be"
+    console.print(f"{counted(len(paths), 'bag')} checked, {verdict}.", highlight=False)
     return 1 if findings else 0
 
 

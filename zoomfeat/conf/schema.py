@@ -197,7 +197,9 @@ class VerifyConfig:
 class ConvertConfig:
     """Converts bags to and from the layouts of other tools."""
 
-    source: str = key(REQUIRED, "a bag, a folder of bags, or a folder in another tool's layout")
+    source: str = key(
+        REQUIRED, "a bag, a folder of bags, or a folder in another tool's layout; also accepted without `source=`"
+    )
     out: str = key(REQUIRED, "folder to write to")
     to: str = key("zoomfeat", "layout to write: zoomfeat, fused, trident, clam, stamp, torchmil or anndata")
     layout: str | None = key(None, "layout to read: zoomfeat, trident, clam, stamp or torchmil; null: recognised")
@@ -237,7 +239,7 @@ class DemoConfig:
     """Draws three small synthetic slides and runs the main job on them, offline."""
 
     out: str = key("demo", "folder for the slides, what was planted in them, the bags and the previews")
-    encoder: EncoderConfig = key(REQUIRED, "patch encoder; zoomldm-tiny where not given")
+    encoder: EncoderConfig = key(EncoderConfig("zoomldm-tiny"), "patch encoder; its keys follow as encoder.KEY")
 
 
 @dataclass
@@ -361,7 +363,7 @@ class DistillConfig(TrainConfig):
     """Teaches a small network the latents or the features of a ZoomLDM."""
 
     encoder: EncoderConfig = key(
-        REQUIRED, "the teacher, for example encoder=zoomldm-brca; its keys follow as encoder.KEY and decide features"
+        EncoderConfig("zoomldm-tiny"), "the teacher; its keys follow as encoder.KEY and decide the features"
     )
     mode: str = key("encoder", "encoder: the first stage's latents; student: straight to the tapped features")
     size: str = key("full", "of the network: full (for the released models) or tiny; init= brings its own")
@@ -417,7 +419,7 @@ class GenerateLargeConfig:
     out: str = key(
         REQUIRED, "folder for the TIFF and preview.png; a run that was interrupted goes on from the state it left there"
     )
-    model: str = key("zoomldm-tiny", "zoomldm-brca, zoomldm-tiny, or the path of a folder or checkpoint")
+    model: str = key("zoomldm-tiny", "zoomldm-brca, zoomldm-naip, zoomldm-tiny, or the path of a folder or checkpoint")
     cdm: str | None = key(
         None, "its conditioning model, which draws the guide where neither slide= nor embeddings= is given"
     )
@@ -461,7 +463,7 @@ class SuperresConfig:
     embeddings: str | None = key(
         None, "for condition=given: a .npy file of (channels, rows, columns), one embedding a 20x patch"
     )
-    model: str = key("zoomldm-tiny", "zoomldm-brca, zoomldm-tiny, or the path of a folder or checkpoint")
+    model: str = key("zoomldm-tiny", "zoomldm-brca, zoomldm-naip, zoomldm-tiny, or the path of a folder or checkpoint")
     format: str = key("png", "png, or tiff: tiled and pyramidal, streamed, for results of many thousand px")
     steps: int = key(20, "noise levels, a number that divides 1000")
     guidance: float = key(3.0, "classifier-free guidance s in u + s (c - u); the publication's w = 2 is 3")
