@@ -58,6 +58,9 @@ class ZoomLDMConfig(EncoderConfig):
     precision: str = key(
         "float32", "what the networks compute in: float32, or bfloat16 or float16 where a GPU is faster in it"
     )
+    compile: bool = key(
+        False, "through PyTorch's compiler: minutes before the first patch; meant for GPUs, on a CPU it gains nothing"
+    )
     seed: int = key(0, "seed of the noise")
     draws: int = key(1, "how many noises the features are averaged over")
     conditioning: str = key("null", "null: no condition; ssl: embeddings of the finest patches through the Summarizer")

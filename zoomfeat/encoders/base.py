@@ -64,8 +64,11 @@ class PatchEncoder(ABC):
         return ladder[magnification]
 
     @abstractmethod
-    def transform(self, images: NDArray[np.uint8]) -> Tensor:
-        """Patches ``(B, 256, 256, 3)`` uint8 as network input ``(B, 3, H, W)`` float32, resized, normalised."""
+    def transform(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
+        """Patches ``(B, 256, 256, 3)`` uint8 as network input ``(B, 3, H, W)`` float32, resized, normalised.
+
+        Where they are is where it is done: patches go to a GPU as bytes, a quarter of what they are in float32.
+        """
 
     @abstractmethod
     def embed(self, inputs: Tensor, context: Tensor | None) -> Tensor:
@@ -102,10 +105,17 @@ class PatchEncoder(ABC):
             context = self._own_context(images)
         features = [np.empty((0, self.dim), np.float32)]
         for start in range(0, len(images), step):
-            inputs = self.transform(images[start : start + step]).to(self.device)
-            part = None if context is None else torch.from_numpy(context[start : start + step]).to(self.device)
+            inputs = self.transform(self.sent(images[start : start + step]))
+            part = None if context is None else self.sent(context[start : start + step])
             features.append(self.embed(inputs, part).float().cpu().numpy())
         return np.concatenate(features)
+
+    def sent(self, values: NDArray[Any]) -> Tensor:
+        """An array on the encoder's device; a GPU fetches it from pinned memory while its work is being queued."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _own_context(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """At the finest magnification a patch's embedding grid is its own embedding."""

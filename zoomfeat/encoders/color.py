@@ -19,9 +19,9 @@ class ColorStats(PatchEncoder):
     name = "color-stats"
     dim = 6
 
-    def transform(self, images: NDArray[np.uint8]) -> Tensor:
+    def transform(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
         """Channels first, in [0, 1]."""
-        return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
 
     def embed(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         """Three means, then three (biased) standard deviations."""

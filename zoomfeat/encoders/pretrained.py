@@ -68,12 +68,12 @@ class TimmEncoder(PatchEncoder):
         self._std = torch.tensor(info.std).view(3, 1, 1)
         self._network: Any = network.eval().requires_grad_(False).to(self.device)
 
-    def transform(self, images: NDArray[np.uint8]) -> Tensor:
+    def transform(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
         """Channels first, resized to the network's input, normalised."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
         if pixels.shape[-2:] != self._size:
             pixels = functional.interpolate(pixels, self._size, mode=self._interpolation, antialias=True).clamp(0, 1)
-        return (pixels - self._mean) / self._std
+        return (pixels - self._mean.to(pixels.device)) / self._std.to(pixels.device)
 
     def embed(self, inputs: Tensor, context: Tensor | None) -> Tensor:
         """The network's features; class token and mean of the patch tokens side by side where both are wanted."""

@@ -80,7 +80,7 @@ class StudentEncoder(PatchEncoder):
             )
         return step
 
-    def transform(self, images: NDArray[np.uint8]) -> Tensor:
+    def transform(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
         """Channels first, in [-1, 1]."""
         return as_input(images)
 

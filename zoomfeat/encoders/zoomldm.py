@@ -31,6 +31,7 @@ from zoomfeat.models.architecture import (
     build_scheduler,
     build_unet,
 )
+from zoomfeat.models.compiled import check_compiler, compiled
 from zoomfeat.models.denoiser import activations, canonical_taps, tap_dims, without_condition
 from zoomfeat.models.distilled import LatentEncoder, check_first_stage, load_distilled
 from zoomfeat.models.summarizer import Summarizer, embedding_grid
@@ -95,8 +96,12 @@ class ZoomLDMEncoder(PatchEncoder):
         bundle.unet.to(memory_format=torch.channels_last)
         self._unet = without_condition(bundle.unet) if options.conditioning == "null" else bundle.unet
         self._encode: Callable[[Tensor], Tensor] = bundle.encode
+        self._activations = activations
         by_onednn = self.device.type == "cpu" and options.precision == "float32" and onednn.available()
-        if by_onednn:
+        if options.compile:  # the compiler has its own ways to oneDNN
+            check_compiler(self.device)
+            self._activations, self._encode = compiled(activations), compiled(bundle.encode)
+        elif by_onednn:
             onednn.keep_memory()
             self._unet = onednn.accelerated(self._unet)
             self._encode = partial(_latents, bundle, onednn.accelerated(bundle.vae))
@@ -119,6 +124,8 @@ class ZoomLDMEncoder(PatchEncoder):
             self.settings["timestep"] = list(self.timesteps)
         if options.precision != "float32":
             self.settings["precision"] = options.precision
+        if options.compile:
+            self.settings["compile"] = True
         if options.conditioning == "ssl":
             embedding = options.ssl_encoder or load_domain(ladder.name).embedding
             self.context_encoder = load_encoder(embedding, ladder.finest, device)
@@ -133,9 +140,10 @@ class ZoomLDMEncoder(PatchEncoder):
                 "ssl_weights_hash": self.context_encoder.weights_hash,
             }
         if options.distilled_encoder is not None:
-            self._distil(options.distilled_encoder, by_onednn=by_onednn)
+            accelerate = compiled if options.compile else onednn.accelerated if by_onednn else None
+            self._distil(options.distilled_encoder, accelerate)
 
-    def transform(self, images: NDArray[np.uint8]) -> Tensor:
+    def transform(self, images: NDArray[np.uint8] | Tensor) -> Tensor:
         """Channels first, in [-1, 1]."""
         return as_input(images)
 
@@ -158,8 +166,8 @@ class ZoomLDMEncoder(PatchEncoder):
         """
         if context is None and self.context_encoder is not None:
             context = self._own_context(images)
-        part = None if context is None else torch.from_numpy(context).to(self.device)
-        maps = self._maps(self.transform(images).to(self.device), part)
+        part = None if context is None else self.sent(context)
+        maps = self._maps(self.transform(self.sent(images)), part)
         return {tap: m.float().cpu().numpy() for tap, m in maps.items()}
 
     def through(self, encode: Callable[[Tensor], Tensor]) -> ZoomLDMEncoder:
@@ -168,7 +176,7 @@ class ZoomLDMEncoder(PatchEncoder):
         other._encode = encode
         return other
 
-    def _distil(self, folder: str, *, by_onednn: bool) -> None:
+    def _distil(self, folder: str, accelerate: Callable[[LatentEncoder], LatentEncoder] | None) -> None:
         encoder = load_distilled(LatentEncoder, folder)
         check_first_stage(encoder, self.bundle.vae, self.latent_shape, folder)
         record = encoder.record
@@ -179,7 +187,7 @@ class ZoomLDMEncoder(PatchEncoder):
         self.note = "; ".join(filter(None, (self.note, note)))
         self.settings = {**self.settings, "distilled_encoder": encoder.weights_hash()}
         encoder = encoder.requires_grad_(False).to(self.device)
-        self._encode = onednn.accelerated(encoder) if by_onednn else encoder
+        self._encode = accelerate(encoder) if accelerate else encoder
 
     def _maps(self, inputs: Tensor, context: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
@@ -200,7 +208,7 @@ class ZoomLDMEncoder(PatchEncoder):
         for noise in self._noises:
             noisy = self.bundle.scheduler.add_noise(latents, noise.expand_as(latents), timestep)
             noisy = noisy.contiguous(memory_format=torch.channels_last)
-            for tap, hidden in activations(self._unet, noisy, timestep, tokens, self.taps).items():
+            for tap, hidden in self._activations(self._unet, noisy, timestep, tokens, self.taps).items():
                 # Sums of draws and pools keep their digits whatever the networks compute in.
                 total[tap] = total[tap] + hidden.float() if tap in total else hidden.float()
         return {tap: hidden / len(self._noises) for tap, hidden in total.items()}

@@ -20,9 +20,10 @@ PARTS = ("vae", "unet", "summarizer")
 """The modules that hold weights."""
 
 
-def as_input(images: NDArray[np.uint8]) -> Tensor:
+def as_input(images: NDArray[np.uint8] | Tensor) -> Tensor:
     """Images ``(B, H, W, 3)`` as the first stage takes them: ``(B, 3, H, W)`` float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class ZoomLDM(DiffusionPipeline):
