@@ -15,8 +15,7 @@ from benchmarks.recomputation import differing_metrics, recomputed
 from benchmarks.record import Interval, Record, RecordInvalidError, held_out
 from benchmarks.tasks import Task, load_task, patients_sha256, task_names
 from mil.held_out import HeldOutPredictions
-from mil.labels import shown
-from zoomfeat.progress import counted
+from zoomfeat.words import counted, shown
 
 _SUM_TOLERANCE = 1e-4  # of float32
 _ROUNDING = 1e-9  # of sums in another order, with room; a prediction that moved by 0.0001 shows

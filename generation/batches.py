@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import Ladder, parse
 from zoomfeat.models.zoomldm import as_input
+from zoomfeat.words import shown
 
 Levels = dict[int, NDArray[np.int64]]
 """Places in a data set by magnification index, finest first."""
@@ -339,5 +340,6 @@ def _by_level(items: NDArray[np.int64], magnifications: NDArray[np.integer]) -> 
 
 def describe(data: TrainingData, items: Sequence[int] | NDArray[np.int64], limit: int = 4) -> str:
     """Items for a message: place, slide and magnification of the first few."""
-    named = [f"item {i} ({data.ladder.steps[int(data.magnifications[i])]} of {data.slides[i]})" for i in items[:limit]]
-    return ", ".join(named) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+    return shown(
+        [f"item {i} ({data.ladder.steps[int(data.magnifications[i])]} of {data.slides[i]})" for i in items], limit
+    )

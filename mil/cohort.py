@@ -9,9 +9,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mil.labels import BAG_SUFFIXES, Labels, check_classes, shown, slide_name
+from mil.labels import BAG_SUFFIXES, Labels, check_classes, slide_name
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.progress import counted
+from zoomfeat.words import counted, shown
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -10,11 +10,10 @@ import pandas as pd
 
 from mil.compare import Difference, delong, holm, paired_bootstrap
 from mil.held_out import HeldOutPredictions
-from mil.labels import shown
 from mil.metrics import RESAMPLES
 from mil.runs import RunFolder
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.progress import counted
+from zoomfeat.words import counted, shown
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mil.tables import class_names, column, events, numbers, read_table, require
 from zoomfeat.errors import ConfigurationError
-from zoomfeat.progress import counted
 from zoomfeat.slides.cohort import SLIDE_SUFFIXES
+from zoomfeat.words import counted, shown
 
 BAG_SUFFIXES = (".h5", ".hdf5", ".pt")
 """What the file of a bag ends in; where a slide has several, the first one is taken."""
@@ -116,12 +116,6 @@ class Patients:
     of_slide: NDArray[np.intp]
     y: NDArray[Any]
     event: NDArray[np.bool_] | None
-
-
-def shown(names: Sequence[str] | NDArray[np.str_], most: int = 5) -> str:
-    """Names as a message lists them: the first few, and how many more."""
-    rest = len(names) - most
-    return ", ".join(map(str, names[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def slide_name(name: str) -> str:

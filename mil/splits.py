@@ -15,11 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
-from mil.labels import Labels, shown, slide_name
+from mil.labels import Labels, slide_name
 from mil.tables import read_table
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import replacing
-from zoomfeat.progress import counted
+from zoomfeat.words import counted, shown
 
 PARTS = ("train", "validation", "test")
 

@@ -1,4 +1,4 @@
-"""Progress bars: what is done of how much, how fast, and how long it will take; and counts in words."""
+"""Progress bars: what is done of how much, how fast, and how long it will take."""
 
 from __future__ import annotations
 
@@ -40,8 +40,3 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         disable=console.quiet,
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 slide``, ``2 slides``."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

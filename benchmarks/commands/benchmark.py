@@ -18,7 +18,7 @@ from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import BenchmarkConfig, defaults
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import make_folder, replacing
-from zoomfeat.progress import counted
+from zoomfeat.words import counted
 
 
 @trying_first()

@@ -10,7 +10,7 @@ from rich.markup import escape
 from benchmarks.site import make_site
 from benchmarks.submission import printable
 from zoomfeat.conf.schema import LeaderboardConfig
-from zoomfeat.progress import counted
+from zoomfeat.words import counted
 
 
 def run(config: LeaderboardConfig) -> int:

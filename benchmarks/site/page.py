@@ -29,7 +29,7 @@ from benchmarks.site.columns import (
 from benchmarks.submission import known_tasks, printable
 from benchmarks.tasks import Task
 from zoomfeat.files import make_folder, replacing
-from zoomfeat.progress import counted
+from zoomfeat.words import counted
 
 
 @dataclass(frozen=True)

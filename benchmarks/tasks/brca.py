@@ -35,7 +35,7 @@ from mil.splits import stratified_folds
 from mil.tables import read_table
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.files import file_sha256, make_folder, replacing
-from zoomfeat.progress import counted
+from zoomfeat.words import counted
 
 SOURCES = {
     "brca_histotypes.csv": "679c7139e46d7ccf4da3360f4ad9a406bd0344f6d64c55549c2aef1837f0de91",

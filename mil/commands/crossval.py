@@ -14,12 +14,11 @@ from mil.crossval import Study, cross_validate, open_study
 from mil.evaluation import Evaluation, evaluate
 from mil.figures import draw_figures
 from mil.held_out import HeldOutPredictions
-from mil.labels import shown
 from mil.runs import RunFolder
 from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import CrossvalConfig
 from zoomfeat.files import replacing
-from zoomfeat.progress import counted
+from zoomfeat.words import counted, shown
 
 SHORT_NAMES = {
     "auroc": "AUROC",

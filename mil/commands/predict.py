@@ -21,7 +21,8 @@ from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import PredictConfig
 from zoomfeat.errors import ConfigurationError, ZoomfeatError
 from zoomfeat.files import make_folder, replacing
-from zoomfeat.progress import counted, progress_bar
+from zoomfeat.progress import progress_bar
+from zoomfeat.words import counted
 
 SUFFIXES = (".csv", ".parquet")
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from zoomfeat.bags import convert
 from zoomfeat.bags.files import trying_first
 from zoomfeat.conf.schema import ConvertConfig
-from zoomfeat.progress import counted
+from zoomfeat.words import counted
 
 
 @trying_first()

@@ -20,10 +20,11 @@ from zoomfeat.engines import open_engine
 from zoomfeat.engines.slide_task import ExtractSlide, load_encoders
 from zoomfeat.files import make_folder
 from zoomfeat.magnification import Magnification, resolution
-from zoomfeat.progress import counted, progress_bar
+from zoomfeat.progress import progress_bar
 from zoomfeat.report import SlideReport, failure
 from zoomfeat.run_folder import RunFolder
 from zoomfeat.slides import SlideEntry, check_apart, slides
+from zoomfeat.words import counted
 
 _LOOK_AGAIN = 3.0  # seconds between two looks at slides that other runs work on
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from zoomfeat.claims import Claims, Holder
 from zoomfeat.conf.schema import StatusConfig
 from zoomfeat.extraction import CLAIMS
-from zoomfeat.progress import counted
 from zoomfeat.run_folder import read_run
+from zoomfeat.words import counted
 
 
 def run(config: StatusConfig) -> int:

@@ -15,8 +15,9 @@ from zoomfeat.conf.schema import VerifyConfig
 from zoomfeat.configuration import configuration_hash
 from zoomfeat.errors import BagInvalidError, ConfigurationError, ZoomfeatError
 from zoomfeat.files import unguarded
-from zoomfeat.progress import counted, progress_bar
+from zoomfeat.progress import progress_bar
 from zoomfeat.run_folder import read_report
+from zoomfeat.words import counted
 
 
 @dataclass(frozen=True)

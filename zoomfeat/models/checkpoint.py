@@ -19,6 +19,7 @@ from zoomfeat.errors import CheckpointMismatchError
 from zoomfeat.models.architecture import build_first_stage, build_scheduler, build_unet
 from zoomfeat.models.summarizer import Summarizer
 from zoomfeat.models.weights import check_finite, read_state_dict
+from zoomfeat.words import shown
 
 # What the release keeps beside weights: the schedule's buffers, which the configuration determines.
 _BUFFERS = {
@@ -205,11 +206,6 @@ def _read_config(weights: Path, config: str | Path | None) -> dict[str, Any]:
         raise CheckpointMismatchError("not YAML", path=path, cure="Give the config.yaml of the release") from error
 
 
-def _some(keys: set[str]) -> str:
-    first = sorted(keys)[:3]
-    return ", ".join(first) + (f" and {len(keys) - len(first)} more" if len(keys) > len(first) else "")
-
-
 def load_checkpoint(weights: str | Path, config: str | Path | None = None, *, ema: bool = True) -> dict[str, Any]:
     """Modules with the weights of a release checkpoint, in float32 and evaluation mode.
 
@@ -259,13 +255,13 @@ def load_checkpoint(weights: str | Path, config: str | Path | None = None, *, em
         )
     if missing := expected - state.keys() - _BUFFERS:
         raise CheckpointMismatchError(
-            f"{len(missing)} keys are missing: {_some(missing)}",
+            f"{len(missing)} keys are missing: {shown(sorted(missing), 3)}",
             path=weights,
             cure="Give the config.yaml of the same release",
         )
     if extra := state.keys() - expected:
         raise CheckpointMismatchError(
-            f"{len(extra)} keys are not ZoomLDM's: {_some(extra)}",
+            f"{len(extra)} keys are not ZoomLDM's: {shown(sorted(extra), 3)}",
             path=weights,
             cure="Give the config.yaml of the same release",
         )
@@ -284,7 +280,7 @@ def load_checkpoint(weights: str | Path, config: str | Path | None = None, *, em
                 wrong.add(f"{keys[ours]} {tuple(tensor.shape)} instead of {tuple(wanted[ours].shape)}")
         if wrong:
             raise CheckpointMismatchError(
-                f"{len(wrong)} keys have another shape: {_some(wrong)}",
+                f"{len(wrong)} keys have another shape: {shown(sorted(wrong), 3)}",
                 path=weights,
                 cure="Give the config.yaml of the same release",
             )
