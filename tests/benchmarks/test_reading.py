@@ -9,7 +9,7 @@ import numpy as np
 import openslide
 import pytest
 
-from benchmarks.speed import decoding, reading, textured_slide
+from benchmarks.speed import decoding, reading, reading_ways, textured_slide
 from zoomfeat.slides import Slide
 from zoomfeat.slides.synthetic import make_slide
 
@@ -60,13 +60,24 @@ def test_reading(scan, tmp_path, monkeypatch, capsys):
     reading.main()
     assert "reading_vs_per_patch" in capsys.readouterr().out
     record = json.loads((tmp_path / "reading.json").read_text())
-    ways = {reading.PER_PATCH, reading.PER_PATCH_CV2, reading.PER_REGION, reading.EXACT, reading.DCT}
-    ways |= {reading.LIMIT, reading.HALF_LIMIT}
+    ways = {
+        reading_ways.PER_PATCH,
+        reading_ways.PER_PATCH_CV2,
+        reading_ways.PER_REGION,
+        reading_ways.EXACT,
+        reading_ways.DCT,
+    }
+    ways |= {reading_ways.LIMIT, reading_ways.HALF_LIMIT}
     assert ways <= {run["way"] for run in record["runs"]}
     assert set(Counter(run["case"] for run in record["runs"]).values()) == {len({r["way"] for r in record["runs"]})}
     assert all(run["patches"] > 0 and run["rate"] > 0 for run in record["runs"])
     by_way = {run["way"]: run["patches"] for run in record["runs"] if run["case"] == record["runs"][0]["case"]}
-    assert len({by_way[way] for way in (reading.EXACT, reading.DCT, reading.LIMIT, reading.HALF_LIMIT)}) == 1
+    assert (
+        len(
+            {by_way[way] for way in (reading_ways.EXACT, reading_ways.DCT, reading_ways.LIMIT, reading_ways.HALF_LIMIT)}
+        )
+        == 1
+    )
     assert {"reading_vs_per_patch", "reading_dct_vs_per_patch", "reading_vs_jpeg_limit"} <= set(record["ratios"])
     page = (tmp_path / "reading.md").read_text()
     assert all(f"| {case.name} |" in page for case in reading.CASES)
@@ -75,21 +86,21 @@ def test_reading(scan, tmp_path, monkeypatch, capsys):
 def test_the_limit_counts_each_tile_once(scan, tmp_path):
     path = tmp_path / "slide.svs"
     textured_slide.write_textured_slide(path, textured_slide.scan_texture(scan), 2100, 0.25)
-    plan, _ = reading._plan(path)
-    level, tiles = reading._needed_tiles(path, reading.Rows(plan, []))
+    plan, _ = reading_ways.read_plan(path)
+    level, tiles = reading_ways.needed_tiles(path, reading_ways.Rows(plan, []))
     assert len(tiles) == len(set(tiles)) == 9 * 9, "the two regions of 2048 px cover all tiles of a slide of 2100"
     assert level.tile == (240, 240)
-    below = reading.Rows([region for region in plan if region.y > 0], [region for region in plan if region.y == 0])
-    assert set(reading._needed_tiles(path, below)[1]).isdisjoint(
-        reading._needed_tiles(path, reading.Rows(below.above, []))[1]
+    below = reading_ways.Rows([region for region in plan if region.y > 0], [region for region in plan if region.y == 0])
+    assert set(reading_ways.needed_tiles(path, below)[1]).isdisjoint(
+        reading_ways.needed_tiles(path, reading_ways.Rows(below.above, []))[1]
     )
 
 
 def test_the_middle_of_a_slide(scan, tmp_path):
     path = tmp_path / "slide.svs"
     textured_slide.write_textured_slide(path, textured_slide.scan_texture(scan), 6144, 0.5)
-    whole, grid = reading._plan(path)
-    plan, part = reading.middle(whole, grid, 20)
+    whole, grid = reading_ways.read_plan(path)
+    plan, part = reading_ways.middle(whole, grid, 20)
     assert 20 <= len(part.scales[0].coords) < len(grid.scales[0].coords)
     assert sum(len(region.parts[0].rows) for region in plan) == len(part.scales[0].coords)
     corners = {(x // 1024, y // 1024) for x, y in part.scales[0].coords.tolist()}
@@ -100,13 +111,13 @@ def test_the_middle_of_a_slide(scan, tmp_path):
 def test_rows_that_stand_for_a_slide(scan, tmp_path):
     path = tmp_path / "slide.svs"
     textured_slide.write_textured_slide(path, textured_slide.scan_texture(scan), 6144, 0.5)
-    plan, _ = reading._plan(path)
-    rows = reading.steady(plan, height=2000)
+    plan, _ = reading_ways.read_plan(path)
+    rows = reading_ways.steady(plan, height=2000)
     assert len({region.y for region in rows.plan}) == 2
     (above,) = {region.y for region in rows.above}
     assert above == min(region.y for region in rows.plan) - 1024
     assert rows.patches == sum(len(region.parts[0].rows) for region in rows.plan)
-    everything = reading.steady(plan, height=10**6)
+    everything = reading_ways.steady(plan, height=10**6)
     assert everything.plan == plan
     assert everything.above == []
 

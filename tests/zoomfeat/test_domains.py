@@ -11,7 +11,7 @@ from zoomfeat.encoders import encoder_names, load_encoder
 from zoomfeat.errors import ConfigurationError, MagnificationError
 from zoomfeat.magnification import BRCA, NAIP, Ladder, Magnification, resolution
 from zoomfeat.slides.foreground import RULES
-from zoomfeat.slides.reader import READERS
+from zoomfeat.slides.sources import READERS
 
 
 @pytest.fixture

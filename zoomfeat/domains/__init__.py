@@ -29,7 +29,7 @@ class Domain:
         name: the file's, without its suffix.
         about: what it is, for people.
         ladder: its magnifications.
-        reader: what opens its files: a name of `zoomfeat.slides.reader.READERS`.
+        reader: what opens its files: a name of `zoomfeat.slides.sources.READERS`.
         foreground: the rule for what is worth a patch: a name of `zoomfeat.slides.foreground.RULES`.
         embedding: the encoder whose embeddings of the finest patches condition its models.
         weights: of its released model, ``owner/repository/folder`` on the hub; empty where there is none.

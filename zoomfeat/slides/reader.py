@@ -1,8 +1,8 @@
 """Open a slide and read boxes of it at any size.
 
-Pixels come from OpenSlide, or straight from the JPEG tiles of a TIFF or SVS where that gives the same ones
-(`zoomfeat.slides.tiles`), or from Pillow where the file is a plain image; those of images on the map come from GDAL
-(`zoomfeat.slides.geotiff`). Coordinates are level-0 pixels of the file throughout; OpenSlide's ``bounds`` properties
+Pixels come from what opens the file (`zoomfeat.slides.sources`): OpenSlide, Pillow where it is a plain image, or GDAL
+for images on the map; or straight from the JPEG tiles of a TIFF or SVS where that gives the same ones
+(`zoomfeat.slides.tiles`). Coordinates are level-0 pixels of the file throughout; OpenSlide's ``bounds`` properties
 are not used, so positions mean the same in any viewer.
 """
 
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +19,13 @@ from typing import Self
 
 import numpy as np
 import openslide
-import PIL
-from PIL import Image
 
 from zoomfeat.errors import ConfigurationError, MagnificationError, SlideUnreadableError
 from zoomfeat.georeference import Georeference
-from zoomfeat.slides.geotiff import GeoTiff
 from zoomfeat.slides.resample import area_resize, resize_into
-from zoomfeat.slides.tiles import SHRINKS, JpegTiles
+from zoomfeat.slides.sources import COPY_CURE, READERS, check_sizes, on_white, one_line
+from zoomfeat.slides.tile_layout import SHRINKS
+from zoomfeat.slides.tiles import JpegTiles
 
 DECODERS = ("exact", "dct", "openslide")
 """How JPEG tiles are decoded: in the fastest way that is exact, shrunk within the JPEG, or by OpenSlide alone."""
@@ -38,24 +36,9 @@ FINEST_PLAUSIBLE_MPP = 0.02
 LONGEST_THUMBNAIL = 8192
 """Longest side of a thumbnail in pixels."""
 
-LONGEST_SIDE, LARGEST_AREA, LARGEST_TILE = 2**21, 2**38, 2**27
-"""Most pixels along a side, of level 0, and of a tile of a slide: 0.5 m, 13 cm x 13 cm at 0.25 um/px, 11585 x 11585.
-
-A damaged or malicious header may claim any size, and some libraries take memory for it before they notice.
-"""
-
 _LONGEST_DECODE = 3072  # px a side decoded at once: a larger box is read in parts, so that memory stays bounded
 _LEVEL_TOLERANCE = 1.01  # a level of downsample 4.0003 serves a ratio of 4
 _ALIGNED = 1e-6  # edges this close to a whole pixel lie on it
-_TIFF_TILE_WIDTH = 322
-# What Pillow raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
-_OF_PILLOW = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError,
-    MemoryError, struct.error,
-)  # fmt: skip
-_PLAIN_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_COPY_CURE = "Copy the file again from its source and compare checksums"
-_OPEN_CURE = f"{_COPY_CURE}, or convert it to a tiled, pyramidal TIFF (vips tiffsave --tile --pyramid)"
 _MPP_CURE = "Give it as an mpp column of a manifest, or for slides without one as mpp=0.25"
 
 
@@ -121,7 +104,7 @@ class Slide:
             raise SlideUnreadableError("no such file", cure="Check the path", path=path)
         source, library, vendor = READERS[reader](path)
         try:
-            _check_sizes(source, path)
+            check_sizes(source, path)
             metadata_mpp = _metadata_mpp(source)
             unknown = getattr(source, "unlocated", None) or ("the file does not say how many um a pixel is", _MPP_CURE)
             resolved, mpp_source = _resolve_mpp(path, mpp, metadata_mpp, default_mpp, unknown)
@@ -300,9 +283,9 @@ class Slide:
         except (openslide.OpenSlideError, OSError) as error:
             region = f"x={corner[0]}, y={corner[1]}, {size[0]}x{size[1]} px of level {level}"
             raise SlideUnreadableError(
-                f"the region {region} does not decode ({_one_line(error)})", cure=_COPY_CURE, path=self.path
+                f"the region {region} does not decode ({one_line(error)})", cure=COPY_CURE, path=self.path
             ) from error
-        return _on_white(pixels)
+        return on_white(pixels)
 
 
 def _parts(length: float, sizes: Sequence[int]) -> list[tuple[float, float]]:
@@ -318,117 +301,11 @@ def _parts(length: float, sizes: Sequence[int]) -> list[tuple[float, float]]:
     return list(itertools.pairwise(cuts))
 
 
-def _on_white(pixels: Image.Image) -> np.ndarray:
-    """Any Pillow image as uint8 RGB, its transparent parts on white."""
-    if not pixels.has_transparency_data:
-        return np.asarray(pixels.convert("RGB"))
-    pixels = pixels.convert("RGBA")
-    if pixels.getchannel("A").getextrema() == (255, 255):
-        return np.asarray(pixels.convert("RGB"))
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
-
-
-def _one_line(error: Exception) -> str:
-    """The words of a library about a file, in which text of the file itself may stand, shortened."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 300 else f"{words[:300]} ..."
-
-
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:  # a name longer than the file system takes, or a folder that may not be entered
         return False
-
-
-def _open_source(path: Path) -> tuple[openslide.AbstractSlide, str, str]:
-    """The file as an OpenSlide object, the library that decodes it, and its format."""
-    try:
-        slide = openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError:
-        image, kind = _open_plain_image(path)
-        return openslide.ImageSlide(image), f"pillow {PIL.__version__}", kind
-    except openslide.OpenSlideError as error:
-        raise SlideUnreadableError(
-            f"OpenSlide does not open it ({_one_line(error)})", cure=_OPEN_CURE, path=path
-        ) from error
-    vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
-    return slide, f"openslide {openslide.__library_version__}", vendor
-
-
-def _open_geotiff(path: Path) -> tuple[openslide.AbstractSlide, str, str]:
-    """The same for an image on the map."""
-    source = GeoTiff(path)
-    return source, source.reader, source.properties[openslide.PROPERTY_NAME_VENDOR]
-
-
-READERS: dict[str, Callable[[Path], tuple[openslide.AbstractSlide, str, str]]] = {
-    "openslide": _open_source,
-    "geotiff": _open_geotiff,
-}
-"""By name, what opens a file: an object with OpenSlide's face, libraries and versions behind it, and the format.
-
-What such an object gives as transparent is background. It may have a ``georeference``, and where the size of its pixels
-is unknown ``unlocated``, the problem and the cure.
-"""
-
-
-def _open_plain_image(path: Path) -> tuple[Image.Image, str]:
-    """A plain image decoded as a whole, RGB on white, and its format in small letters."""
-    try:
-        with Image.open(path, formats=_PLAIN_FORMATS) as image:
-            if _TIFF_TILE_WIDTH in getattr(image, "tag_v2", ()):
-                # OpenSlide takes whole tiled TIFFs; Pillow would take the first page of a truncated slide for all.
-                raise SlideUnreadableError(
-                    "a tiled TIFF that OpenSlide does not recognise; it is damaged or of a rare kind",
-                    cure=_OPEN_CURE,
-                    path=path,
-                )
-            if image.mode in ("F", "I") or image.mode.startswith("I;"):
-                raise SlideUnreadableError(
-                    f"its pixels are of Pillow's mode {image.mode}, not 8 bits a colour",
-                    cure="Convert it to 8-bit RGB",
-                    path=path,
-                )
-            return Image.fromarray(_on_white(image)), str(image.format).lower()
-    except PIL.UnidentifiedImageError as error:
-        raise SlideUnreadableError(
-            "neither a slide that OpenSlide knows nor a plain image (PNG, JPEG, TIFF, BMP)",
-            cure=_OPEN_CURE,
-            path=path,
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise SlideUnreadableError(
-            f"a plain image too large to decode at once ({error})",
-            cure="Convert it to a tiled, pyramidal TIFF (vips tiffsave --tile --pyramid)",
-            path=path,
-        ) from error
-    except _OF_PILLOW as error:
-        raise SlideUnreadableError(
-            f"Pillow does not decode it ({_one_line(error)})", cure=_OPEN_CURE, path=path
-        ) from error
-
-
-def _check_sizes(source: openslide.AbstractSlide, path: Path) -> None:
-    """Refuses sizes that no slide has.
-
-    Raises:
-        SlideUnreadableError: so it is.
-    """
-    width, height = source.dimensions
-    tiles = [
-        tuple(int(source.properties.get(f"openslide.level[{level}].tile-{side}", "0")) for side in ("width", "height"))
-        for level in range(source.level_count)
-    ]
-    found = ""
-    if max(width, height) > LONGEST_SIDE or width * height > LARGEST_AREA:
-        found = f"{width}x{height} px"
-    elif across := next((tile for tile in tiles if tile[0] * tile[1] > LARGEST_TILE), None):
-        found = f"tiles of {across[0]}x{across[1]} px"
-    elif min(width, height) < 1:
-        found = f"{width}x{height} px"
-    if found:
-        raise SlideUnreadableError(f"its header claims {found}, which no slide has", cure=_OPEN_CURE, path=path)
 
 
 def _metadata_mpp(source: openslide.AbstractSlide) -> tuple[float, float] | None:

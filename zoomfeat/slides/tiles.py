@@ -1,8 +1,8 @@
 """The JPEG tiles of a TIFF or SVS, straight from the file: what OpenSlide decodes, several times faster.
 
-tifffile says where each tile lies, a read by position brings its bytes, and libjpeg-turbo, the library that OpenSlide
-uses as well, decodes them with the same settings: so the pixels are the same, and that is checked on some tiles of
-every slide. Whatever is out of the ordinary is left to OpenSlide.
+tifffile says where each tile lies (`zoomfeat.slides.tile_layout`), a read by position brings its bytes, and
+libjpeg-turbo, the library that OpenSlide uses as well, decodes them with the same settings: so the pixels are the same,
+and that is checked on some tiles of every slide. Whatever is out of the ordinary is left to OpenSlide.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -20,58 +19,16 @@ from pathlib import Path
 import numpy as np
 import openslide
 import simplejpeg
-import tifffile
 
 from zoomfeat.errors import SlideUnreadableError
 from zoomfeat.slides.resample import halve_into, resize_into
+from zoomfeat.slides.sources import COPY_CURE
+from zoomfeat.slides.tile_layout import OF_TIFFFILE, SAMPLES, START_OF_IMAGE, TiledLevel, UnusualError, tiled_levels
 
-SHRINKS = (4, 2)
-"""How many times smaller a JPEG can be decoded; libjpeg does it with a smaller inverse DCT."""
-
-_VENDORS = ("aperio", "generic-tiff")  # formats whose tiles lie side by side, in one plane
 _CHECKED_TILES = 4  # of level 0; one of each other level
 _CACHED_BYTES = 64 * 2**20
-_COPY_CURE = "Copy the file again from its source and compare checksums"
-_SAMPLES = 3
-_START_OF_IMAGE = b"\xff\xd8"
-# The segment by which Adobe tells libjpeg the colour space; its last byte is 0 for RGB, 1 for YCbCr.
-_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
-_TRANSFORMS = {tifffile.PHOTOMETRIC.RGB: b"\x00", tifffile.PHOTOMETRIC.YCBCR: b"\x01"}
-
-# What tifffile raises for damaged files depends on where the damage lies; the fuzzing of tests/ found these.
-_OF_TIFFFILE = (
-    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, MemoryError,
-    struct.error,
-)  # fmt: skip
 
 _log = logging.getLogger(__name__)
-
-
-class _UnusualError(Exception):
-    """Why a file is left to OpenSlide."""
-
-
-@dataclass(frozen=True, eq=False)
-class TiledLevel:
-    """One level of the pyramid.
-
-    Attributes:
-        width: pixels along x.
-        height: pixels along y.
-        tile: width and height of a tile in pixels.
-        across: tiles along x.
-        offsets: where each tile begins in the file, row by row.
-        lengths: bytes of each tile; 0 for one that the scanner left out.
-        head: what stands before the bytes of each tile to make them a JPEG: its colour space and tables.
-    """
-
-    width: int
-    height: int
-    tile: tuple[int, int]
-    across: int
-    offsets: np.ndarray
-    lengths: np.ndarray
-    head: bytes
 
 
 class JpegTiles:
@@ -105,20 +62,20 @@ class JpegTiles:
                 thereafter reads nothing of the file at all.
         """
         try:
-            tiles = cls(path, _levels(path, slide))
-        except (_UnusualError, *_OF_TIFFFILE) as reason:
+            tiles = cls(path, tiled_levels(path, slide))
+        except (UnusualError, *OF_TIFFFILE) as reason:
             _log.debug("%s is left to OpenSlide: %s", path, reason)
             return None
         try:
             tiles._check(slide)
-        except _UnusualError as reason:
+        except UnusualError as reason:
             _log.debug("%s is left to OpenSlide: %s", path, reason)
             tiles.close()
             return None
         except openslide.OpenSlideError as error:
             tiles.close()
             problem = f"OpenSlide does not decode a tile of it ({' '.join(str(error).split())})"
-            raise SlideUnreadableError(problem, cure=_COPY_CURE, path=path) from error
+            raise SlideUnreadableError(problem, cure=COPY_CURE, path=path) from error
         return tiles
 
     @property
@@ -150,7 +107,7 @@ class JpegTiles:
             SlideUnreadableError: a tile does not decode, or lies beyond the end of the file.
         """
         width, height = size
-        canvas = self._memory("canvas", (height, width, _SAMPLES)) if out is None else out
+        canvas = self._memory("canvas", (height, width, SAMPLES)) if out is None else out
         if not self._covers(level, corner, size, shrink):
             canvas[:] = 255
         for row, column, pixels in self._pieces(level, corner, size, shrink):
@@ -257,10 +214,10 @@ class JpegTiles:
             data = os.pread(self._file.fileno(), length, int(layout.offsets[index]))
             if len(data) < length:
                 raise self._unreadable(level, column, row, f"the file ends {length - len(data)} bytes before it does")
-            if not data.startswith(_START_OF_IMAGE):
+            if not data.startswith(START_OF_IMAGE):
                 raise self._unreadable(level, column, row, f"it starts with {data[:2].hex(' ')}, a JPEG with ff d8")
             width, height = (side // shrink for side in layout.tile)
-            shape = (height, width, _SAMPLES)
+            shape = (height, width, SAMPLES)
             jpeg = b"".join((layout.head, memoryview(data)[_end_of_applications(data) :]))
             try:
                 pixels = simplejpeg.decode_jpeg(
@@ -284,7 +241,7 @@ class JpegTiles:
         return SlideUnreadableError(
             f"the tile in column {column}, row {row} of level {level} (from x={x}, y={y} of that level) "
             f"does not decode ({problem})",
-            cure=_COPY_CURE,
+            cure=COPY_CURE,
             path=self.path,
         )
 
@@ -295,7 +252,7 @@ class JpegTiles:
         unless it is so with every one: then it is the way this file was written.
 
         Raises:
-            _UnusualError: a pixel differs, or no tile decodes.
+            UnusualError: a pixel differs, or no tile decodes.
             openslide.OpenSlideError: OpenSlide does not decode one that decodes here.
         """
         random = np.random.default_rng(0)
@@ -314,10 +271,10 @@ class JpegTiles:
                 scale = round(slide.level_downsamples[level])
                 expected = np.asarray(slide.read_region((x * scale, y * scale), level, size))
                 if (expected[..., 3] != 255).any() or not np.array_equal(found, expected[..., :3]):
-                    raise _UnusualError(f"the tile in column {column}, row {row} of level {level} differs")
+                    raise UnusualError(f"the tile in column {column}, row {row} of level {level} differs")
                 equal += 1
         if damaged and not equal:
-            raise _UnusualError(f"none of {damaged} tiles decodes")
+            raise UnusualError(f"none of {damaged} tiles decodes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,82 +332,12 @@ class _CutTiles:
                 self._bytes -= self._tiles.popitem(last=False)[1].nbytes
 
 
-def _levels(path: Path, slide: openslide.OpenSlide) -> dict[int, TiledLevel]:
-    """The levels that can be read tile by tile.
-
-    Raises:
-        _UnusualError: level 0 is not among them.
-        SlideUnreadableError: a tile is said to be longer than the file.
-        Exception: of `_OF_TIFFFILE`, where tifffile does not make sense of the file.
-    """
-    vendor = slide.properties[openslide.PROPERTY_NAME_VENDOR]
-    if vendor not in _VENDORS:
-        raise _UnusualError(f"its format is {vendor}")
-    if not hasattr(os, "pread"):
-        raise _UnusualError("this system does not read by position")
-    levels = {}
-    length = path.stat().st_size
-    with tifffile.TiffFile(path) as tiff:
-        pages = {(page.imagewidth, page.imagelength): page for page in reversed(list(tiff.pages)) if page.is_tiled}
-        for level, dimensions in enumerate(slide.level_dimensions):
-            if dimensions in pages and max(pages[dimensions].databytecounts, default=0) > length:
-                # OpenSlide would take memory for it, and end the process where there is not so much.
-                problem = f"a tile of level {level} is said to be longer than the file"
-                raise SlideUnreadableError(problem, cure=_COPY_CURE, path=path)
-            try:
-                layout = _layout(pages[dimensions])
-            except _UnusualError:
-                if level == 0:
-                    raise
-                break
-            complete = layout.lengths.all()
-            # Between the pixels of other levels OpenSlide interpolates, since it counts in those of level 0.
-            if slide.level_downsamples[level].is_integer() and (complete or level == 0):
-                levels[level] = layout
-            # Where one lacks a tile, OpenSlide makes the coarser levels there from finer pixels.
-            if not complete:
-                break
-    return levels
-
-
-def _layout(page: tifffile.TiffPage) -> TiledLevel:
-    """Where the tiles of one level lie.
-
-    Raises:
-        _UnusualError: they are not 8-bit RGB or YCbCr JPEGs of one plane.
-    """
-    photometric = page.photometric
-    usual = {
-        "compression": page.compression == tifffile.COMPRESSION.JPEG,
-        "colours": photometric in _TRANSFORMS and page.samplesperpixel == _SAMPLES,
-        "bits": page.bitspersample == 8,
-        "planes": page.planarconfig == tifffile.PLANARCONFIG.CONTIG and page.imagedepth == 1,
-        "tiles": all(side % max(SHRINKS) == 0 for side in (page.tilewidth, page.tilelength)),
-    }
-    if not all(usual.values()):
-        raise _UnusualError(f"its {', '.join(name for name, holds in usual.items() if not holds)} are not the usual")
-    across, down = -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength)
-    offsets, lengths = np.array(page.dataoffsets, np.int64), np.array(page.databytecounts, np.int64)
-    if not len(offsets) == len(lengths) == across * down:
-        raise _UnusualError(f"it lists {len(offsets)} tiles, expected {across * down}")
-    tables = (page.jpegtables or b"")[len(_START_OF_IMAGE) : -2]  # without the marks of beginning and end
-    return TiledLevel(
-        page.imagewidth,
-        page.imagelength,
-        (page.tilewidth, page.tilelength),
-        across,
-        offsets,
-        lengths,
-        _START_OF_IMAGE + _ADOBE + _TRANSFORMS[photometric] + tables,
-    )
-
-
 def _end_of_applications(jpeg: bytes) -> int:
     """Bytes of a JPEG's start and its segments of applications: the TIFF's word on colours holds, not theirs.
 
     Segments are those of ITU-T T.81, annex B: a marker of two bytes, then a length.
     """
-    at = len(_START_OF_IMAGE)
+    at = len(START_OF_IMAGE)
     while b"\xff\xe0" <= jpeg[at : at + 2] <= b"\xff\xef":
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     return at
