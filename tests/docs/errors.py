@@ -343,8 +343,13 @@ def page(met_by: Callable[[Provocation], Met]) -> str:
             where = ", in the report" if provocation.reported else ""
             given = f", {provocation.given}" if provocation.given else ""
             cells = (f"`{provocation.command}`{given}", f"`{met.error}`{where}", met.problem, met.cure)
-            lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+            lines.append("| " + " | ".join(_as_text(cell) for cell in cells) + " |")
     return re.sub(r"`([^`]*)\\\|([^`]*)`", r"`\1|\2`", "\n".join(lines)) + "\n"
+
+
+def _as_text(cell: str) -> str:
+    """A cell in which nothing opens a column, a tag or a link."""
+    return cell.replace("|", "\\|").replace("<", "&lt;").replace("][", "]\\[")
 
 
 def _about(name: str) -> str:
