@@ -35,7 +35,7 @@ from zoomfeat.slides import Slide
 X, Y = 780, 1500  # px: a corner of CMU-1-Small-Region from where 1024 px are mostly tissue
 SCALE = 4  # of super-resolution
 _ACROSS = 6  # patches
-_GENTLE: dict[str, Any] = {"guidance_scale": 1.5, "clip": True, "seam_start": 700}  # what small models want
+_GENTLE: dict[str, Any] = {"guidance_scale": 1.5, "clip": True, "seam_start": 900}  # what small models want
 
 
 def main() -> None:
