@@ -88,6 +88,7 @@ def test_tissue_is_held_out_and_embedded_patch_by_patch(shared):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of sampling, on a machine that may be busy
 @pytest.mark.shared_data
 def test_every_measurement_runs_to_its_end_and_goes_on(shared, tmp_path, monkeypatch, capsys):
     """With the weights that ship and as little work as each allows."""
@@ -126,7 +127,7 @@ def test_every_measurement_runs_to_its_end_and_goes_on(shared, tmp_path, monkeyp
     large.main()
     (row,) = json.loads(out.read_text())["rows"]
     assert (row["width"], row["mpp"], row["identical"]) == (512, pytest.approx(0.5), True)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["10x-0000.tiff"]
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"10x-0000.tiff", "preview.png"}
     monkeypatch.setattr(
         sys, "argv", ["pictures", str(shared), str(tmp_path / "docs"), "--steps", "1", "--only", "variations"]
     )

@@ -107,6 +107,7 @@ def test_bad_input_is_named(tmp_path, monkeypatch, capsys, words, message, code)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of sampling, on a machine that may be busy
 def test_large_images_are_timed_and_their_crops_compared(slide, tmp_path):
     words = ["benchmark", "task=large_image", "model=zoomldm-tiny", f"data={slide}", "magnifications=[5x]", "images=1",
              "steps=2", f"out={tmp_path}", "site=false"]  # fmt: skip
