@@ -1,8 +1,9 @@
 """The pictures of the guides on generation: ``python -m benchmarks.generation.pictures DATA docs/``.
 
-Four JPEGs: patches that the conditioning model and the denoiser draw without a reference, variations of regions of a
-slide, a large image under its guide, and super-resolution. The slide is CMU-1-Small-Region (CC0), whose tissue
-`zoomldm-tiny` was trained on: the pictures show what the commands do, and the tables beside them how well.
+Three JPEGs: patches that the conditioning model and the denoiser draw without a reference, variations of regions of a
+slide, and super-resolution; the large image is what :mod:`benchmarks.generation.large` keeps. The slide is
+CMU-1-Small-Region (CC0), whose tissue `zoomldm-tiny` was trained on: the pictures show what the commands do, and the
+tables beside them how well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from rich.console import Console
 from benchmarks.generation.regions import DATA, load
 from generation.pictures import preview_grid
 from generation.pipelines.baselines import BicubicUpscaler
-from generation.pipelines.joint import JointMultiScalePipeline
 from generation.pipelines.patch import ZoomLDMPipeline
 from generation.pipelines.schedulers import make_scheduler
 from generation.pipelines.superres import Condition, SuperResolutionPipeline
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--model", default="zoomldm-tiny")
     parser.add_argument("--steps", type=int, default=25, help="of a patch")
-    parser.add_argument("--joint-steps", type=int, default=20, help="of a large image")
+    parser.add_argument("--joint-steps", type=int, default=20, help="of super-resolution")
     parser.add_argument("--only", nargs="+", choices=_SHEETS, default=list(_SHEETS))
     options = parser.parse_args()
     pipe = load(options.model)
@@ -55,7 +55,7 @@ def main() -> None:
         task = progress.add_task("pictures", total=len(options.only), unit="pictures")
         for name in options.only:
             with Slide.open(options.data / "slides" / "CMU-1-Small-Region.svs") as slide:
-                sheet = _SHEETS[name](pipe, slide, options.joint_steps if name in _JOINT else options.steps)
+                sheet = _SHEETS[name](pipe, slide, options.joint_steps if name == "superres" else options.steps)
             with replacing(out / f"generation-{name}.jpg") as temporary:
                 sheet.save(temporary, format="JPEG", quality=85)
             progress.advance(task)
@@ -85,22 +85,6 @@ def variations(pipe: ZoomLDMPipeline, slide: Slide, steps: int) -> Image.Image:
         reference = Image.fromarray(region_image(slide, x, y, step))
         rows.append((f"{_label(step)}: the region, then variations", [reference, *drawn]))
     return preview_grid(rows, columns=_ACROSS)
-
-
-def large(pipe: ZoomLDMPipeline, slide: Slide, steps: int) -> Image.Image:
-    """A 1024 px image under its guide, a patch at 5x."""
-    step = pipe.ladder["5x"]
-    embeddings = region_embeddings(slide, X, Y, step, pipe.embedding_encoder())
-    joint = JointMultiScalePipeline.over(pipe)
-    joint.set_progress_bar_config(disable=True)
-    images, coarser = joint(
-        embeddings, step, num_inference_steps=steps, generator=_seeded(), return_dict=False, **_GENTLE
-    )
-    reference = Image.fromarray(region_image(slide, X, Y, step))
-    (guide,) = coarser[step.name]
-    seen = images[0].resize((PATCH_SIZE, PATCH_SIZE), Image.Resampling.BICUBIC)
-    above = ("5x: the region, the guide that is drawn, and the image below seen from afar", [reference, guide, seen])
-    return preview_grid([above, ("20x, guided", images)])
 
 
 def superres(pipe: ZoomLDMPipeline, slide: Slide, steps: int) -> Image.Image:
@@ -134,10 +118,8 @@ def superres(pipe: ZoomLDMPipeline, slide: Slide, steps: int) -> Image.Image:
 _SHEETS: dict[str, Callable[[ZoomLDMPipeline, Slide, int], Image.Image]] = {
     "patches": patches,
     "variations": variations,
-    "large": large,
     "superres": superres,
 }
-_JOINT = ("large", "superres")
 
 
 def _seeded() -> torch.Generator:

@@ -14,7 +14,7 @@ from zoomfeat.claims import Claims, Holder
 from zoomfeat.conf.schema import StatusConfig
 from zoomfeat.extraction import CLAIMS
 from zoomfeat.run_folder import read_run
-from zoomfeat.words import counted
+from zoomfeat.words import counted, shown
 
 
 def run(config: StatusConfig) -> int:
@@ -40,9 +40,7 @@ def run(config: StatusConfig) -> int:
     console = Console()
     console.print(table)
     if at_work:
-        console.print(
-            escape(f"at work: {', '.join(at_work[:10])}{' ...' if len(at_work) > 10 else ''}"), highlight=False
-        )
+        console.print(escape(f"at work: {shown(at_work, 10)}"), highlight=False)
     console.print(
         f"{sum(known.values())} of {counted(record['bags'], 'bag')}, {known['failed']} failed.", highlight=False
     )
