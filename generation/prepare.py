@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from generation.index import INDEX, Index, SlideRecord
 from generation.initial import initial_first_stage
-from generation.pyramid import make_plan, read_patches
+from generation.pyramid import BLOCK_LEVEL, make_plan, read_patches
 from generation.shards import SlideWriter, columns, write_card
 from zoomfeat.conf.schema import EncoderConfig, ExtractConfig, PrepareConfig
 from zoomfeat.configuration import check_config as check_extract_config
@@ -151,6 +151,14 @@ def check_config(config: PrepareConfig) -> None:
         )
     if config.orientations not in (1, 8):
         raise ConfigurationError(f"orientations={config.orientations}", cure="Use 1 (as on the slide) or 8")
+    if config.origins < 1:
+        raise ConfigurationError(f"origins={config.origins}", cure="Use 1 (the aligned grid alone) or more, such as 16")
+    if config.origins > 1 and max(step.index for step in tissue_thresholds(config)) <= BLOCK_LEVEL:
+        raise ConfigurationError(
+            f"origins={config.origins} adds no patches: places differ by blocks of {2**BLOCK_LEVEL} finest patches, "
+            "and none of the magnifications is coarser",
+            cure="Leave out origins=, or add coarser magnifications",
+        )
 
 
 def tissue_thresholds(config: PrepareConfig) -> dict[Magnification, float]:
@@ -174,18 +182,22 @@ def set_configuration(config: PrepareConfig, tools: Tools) -> dict[str, Any]:
     """What decides the rows of a set besides the slides: no paths, no devices, no numbers of workers."""
     thresholds = tissue_thresholds(config)
     domain = load_domain(config.domain)
-    return ({} if domain == load_domain(DEFAULT) else {"domain": _described(domain)}) | {
-        "magnifications": [str(step) for step in thresholds],
-        "ssl_encoder": tools.encoder.name,
-        "ssl_weights_hash": tools.encoder.weights_hash,
-        "ssl_settings": dict(tools.encoder.settings),
-        "first_stage": tools.first_stage.weights_hash if tools.first_stage else None,
-        "min_tissue": {str(step): threshold for step, threshold in thresholds.items()},
-        "tissue_method": TISSUE_METHOD if domain.foreground == "tissue" else domain.foreground,
-        "unpooled": config.unpooled,
-        "mpp": config.mpp,
-        "orientations": config.orientations,
-    }
+    return (
+        ({} if domain == load_domain(DEFAULT) else {"domain": _described(domain)})
+        | {
+            "magnifications": [str(step) for step in thresholds],
+            "ssl_encoder": tools.encoder.name,
+            "ssl_weights_hash": tools.encoder.weights_hash,
+            "ssl_settings": dict(tools.encoder.settings),
+            "first_stage": tools.first_stage.weights_hash if tools.first_stage else None,
+            "min_tissue": {str(step): threshold for step, threshold in thresholds.items()},
+            "tissue_method": TISSUE_METHOD if domain.foreground == "tissue" else domain.foreground,
+            "unpooled": config.unpooled,
+            "mpp": config.mpp,
+            "orientations": config.orientations,
+        }
+        | ({} if config.origins == 1 else {"origins": config.origins})
+    )
 
 
 def _described(domain: Domain) -> dict[str, Any]:
@@ -272,7 +284,7 @@ def _prepare(entry: SlideEntry, config: PrepareConfig, tools: Tools, advance: Ad
     domain = load_domain(config.domain)
     with Slide.open(entry.path, mpp=entry.mpp, default_mpp=config.mpp, reader=domain.reader) as slide:
         foreground = find_foreground(slide, domain.foreground)
-        plan = make_plan(slide, foreground, tissue_thresholds(config), domain.ladder)
+        plan = make_plan(slide, foreground, tissue_thresholds(config), domain.ladder, config.origins)
         done, total = 0, config.orientations * sum(plan.counts.values())
         advance(done, total)
         patches = read_patches(slide, plan, tools.encoder, config.batch_size, config.workers)

@@ -4,26 +4,30 @@ A patch k steps up the ladder covers ``2**k x 2**k`` patches of 20x. The slide i
 are joined into the one that contains them as soon as they are done, so that memory holds a few areas a level,
 whatever the size of the slide (about 130 MB at 0.15625x with 1280 features; a quarter of it at each step finer).
 Pixels are joined as sums of whole numbers (255 * 4**7 fits into 32 bits), so that a coarse image is the exact area
-mean of the 20x images under it, rounded once.
+mean of the 20x images under it, rounded once. Where the grid is laid at several places, blocks of 8 x 8 patches stay in
+memory and are joined once for each (about 1 MB for 1 mm2 of tissue, with 1280 features).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import qmc
 
 from zoomfeat.encoders import PatchEncoder
 from zoomfeat.errors import ConfigurationError, MagnificationError, NoTissueError
 from zoomfeat.magnification import BRCA, PATCH_SIZE, Ladder, Magnification
-from zoomfeat.slides import Slide, TissueMask, make_grid
+from zoomfeat.slides import Slide, TissueMask, patch_size
 
-_BLOCK_LEVEL = 3  # what is decoded at once: 8 x 8 patches of 20x, 2048 px a side
-_BLOCK = 2**_BLOCK_LEVEL
+BLOCK_LEVEL = 3
+"""Ladder index of what is decoded at once: 8 x 8 patches of 20x, 2048 px a side."""
+
+_BLOCK = 2**BLOCK_LEVEL
 _AHEAD = 4  # blocks a thread that are decoded while the encoder runs, 12 MB each
 
 Cell = tuple[int, int]
@@ -73,31 +77,54 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """Which patches of one slide are made, on the aligned grid.
+class PlacedGrid:
+    """The grid at one place: which of its patches are made.
 
     Attributes:
-        unit: level-0 pixels of a 20x patch along x and y; a patch k steps coarser has ``2**k`` units.
+        origin: rows and columns of blocks (2048 px at 20x) by which it begins above and left of the slide's corner.
         kept: by ladder index, bool (rows, columns): the patches to make. All arrays cover the same area, each with
             half the rows and columns of the one before.
         needed: likewise, what holds 20x patches that some kept patch covers and that touch the slide.
+    """
+
+    origin: Cell
+    kept: tuple[NDArray[np.bool_], ...]
+    needed: tuple[NDArray[np.bool_], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which patches of one slide are made.
+
+    Attributes:
+        unit: level-0 pixels of a 20x patch along x and y; a patch k steps coarser has ``2**k`` units.
+        grids: the aligned grid, and those laid at further places.
+        embedded: bool (rows, columns) from the slide's corner: the 20x patches that some kept patch covers.
         dropped: magnification name to patches left out for want of tissue.
         ladder: what the indices stand for.
     """
 
     unit: tuple[int, int]
-    kept: tuple[NDArray[np.bool_], ...]
-    needed: tuple[NDArray[np.bool_], ...]
+    grids: tuple[PlacedGrid, ...]
+    embedded: NDArray[np.bool_]
     dropped: dict[str, int]
     ladder: Ladder
 
     @property
     def counts(self) -> dict[str, int]:
         """Magnification name to patches kept, for magnifications that have any."""
-        return {str(m): int(k.sum()) for m, k in zip(self.ladder.steps, self.kept, strict=False) if k.any()}
+        levels = zip(*(grid.kept for grid in self.grids), strict=True)
+        totals = [sum(int(kept.sum()) for kept in places) for places in levels]
+        return {str(m): total for m, total in zip(self.ladder.steps, totals, strict=False) if total}
 
 
-def make_plan(slide: Slide, mask: TissueMask, min_tissue: Mapping[Magnification, float], ladder: Ladder = BRCA) -> Plan:
+def make_plan(
+    slide: Slide,
+    mask: TissueMask,
+    min_tissue: Mapping[Magnification, float],
+    ladder: Ladder = BRCA,
+    origins: int = 1,
+) -> Plan:
     """Chooses the patches of every magnification by their own share of tissue.
 
     Args:
@@ -106,47 +133,99 @@ def make_plan(slide: Slide, mask: TissueMask, min_tissue: Mapping[Magnification,
         min_tissue: for each magnification wanted, the least share of a patch that is tissue, 0 to 1. What lies
             beyond the slide counts as none.
         ladder: that those magnifications are steps of.
+        origins: how many places to lay the grid at. Places differ by whole blocks, 8 patches of 20x, so that all
+            share their embeddings and only magnifications from index 4 (1.25x) on gain patches. No patch is made twice.
 
     Raises:
         MagnificationError: the slide's pixels are too coarse for the 20x patches that are embedded.
         NoTissueError: no patch of any magnification is kept.
     """
-    finest = ladder.finest
-    try:
-        grid = make_grid(slide, mask, tuple(sorted({finest, *min_tissue})), min_tissue=0)  # all that touch the slide
-    except MagnificationError as error:
-        raise MagnificationError(
-            f"{error.problem}; every magnification needs the embeddings of its {finest} patches",
-            cure="Leave this slide out, or give its true um/px as mpp if this one is wrong",
-        ) from error
-    unit = grid.scales[0].size
-    columns, rows = (grid.scales[0].coords // unit).max(axis=0) + 1
-    top = max(_BLOCK_LEVEL, *(m.index for m in min_tissue))
-    roots = math.ceil(rows / 2**top), math.ceil(columns / 2**top)
-    kept = [np.zeros([n << (top - level) for n in roots], bool) for level in range(top + 1)]
-    covered = np.zeros_like(kept[0])
-    dropped = {}
-    for scale in grid.scales:
-        magnification = scale.magnification
-        if magnification not in min_tissue:
-            continue
-        cells = (scale.coords // scale.size)[scale.tissue >= min_tissue[magnification]]
-        kept[magnification.index][cells[:, 1], cells[:, 0]] = True
-        covered |= kept[magnification.index].repeat(magnification.grid, 0).repeat(magnification.grid, 1)
-        dropped[str(magnification)] = len(scale.coords) - len(cells)
-    if not covered.any():
-        best = max(float(scale.tissue.max()) for scale in grid.scales)
+    unit = _unit(slide, ladder.finest)
+    shape = math.ceil(slide.height / unit[1]), math.ceil(slide.width / unit[0])
+    top = max(BLOCK_LEVEL, *(m.index for m in min_tissue))
+    dropped = {str(m): 0 for m in min_tissue}
+    best = 0.0
+    grids = []
+    embedded = np.zeros(shape, bool)
+    made: set[tuple[int, ...]] = set()
+    for origin in _origins(origins, top):
+        kept = [np.zeros([n << (top - level) for n in _cells(shape, origin, top)], bool) for level in range(top + 1)]
+        for magnification, threshold in min_tissue.items():
+            level = magnification.index
+            place = level, *(blocks % 2 ** max(0, level - BLOCK_LEVEL) for blocks in origin)
+            if place in made:
+                continue  # the grid of this magnification is the same as at an earlier origin
+            made.add(place)
+            tissue = _tissue(mask, unit, shape, origin, level)
+            enough = tissue >= threshold
+            kept[level][: enough.shape[0], : enough.shape[1]] = enough
+            dropped[str(magnification)] += int(((tissue >= 0) & ~enough).sum())
+            best = max(best, float(tissue.max()))
+        needed = _needed(kept, _inside_slide(shape, origin))
+        if needed[-1].any():
+            grids.append(PlacedGrid(origin, tuple(kept), needed))
+            embedded |= needed[0][_inside_slide(shape, origin)]
+    if not grids:
         raise NoTissueError(
             f"no patch of any magnification holds enough tissue, the best {best:.3g}",
             cure="Lower min_tissue and min_tissue_coarsest, or leave this slide out",
             path=slide.path,
         )
-    covered[rows:] = covered[:, columns:] = False
-    needed = [covered]
-    for level in kept[1:]:
-        height, width = level.shape
+    return Plan(unit, tuple(grids), embedded, dropped, ladder)
+
+
+def _needed(kept: Sequence[NDArray[np.bool_]], on_slide: tuple[slice, slice]) -> tuple[NDArray[np.bool_], ...]:
+    """``needed`` of a grid, whose part ``on_slide`` (of 20x patches) touches the slide."""
+    covered = np.zeros_like(kept[0])
+    for level, patches in enumerate(kept):
+        covered |= patches.repeat(2**level, 0).repeat(2**level, 1)
+    finest = np.zeros_like(covered)
+    finest[on_slide] = covered[on_slide]
+    needed = [finest]
+    for patches in kept[1:]:
+        height, width = patches.shape
         needed.append(np.logical_or.reduce(needed[-1].reshape(height, 2, width, 2), axis=(1, 3)))
-    return Plan(unit, tuple(kept), tuple(needed), dropped, ladder)
+    return tuple(needed)
+
+
+def _unit(slide: Slide, finest: Magnification) -> tuple[int, int]:
+    try:
+        return patch_size(slide, finest)
+    except MagnificationError as error:
+        raise MagnificationError(
+            f"{error.problem}; every magnification needs the embeddings of its {finest} patches",
+            cure="Leave this slide out, or give its true um/px as mpp if this one is wrong",
+        ) from error
+
+
+def _origins(count: int, top: int) -> list[Cell]:
+    """Places of the grid in blocks, the slide's corner first, spread evenly over the coarsest patch."""
+    per_side = 2 ** (top - BLOCK_LEVEL)
+    return [(int(row), int(column)) for row, column in qmc.Halton(2, scramble=False).random(count) * per_side]
+
+
+def _cells(shape: Cell, origin: Cell, level: int) -> Cell:
+    """Rows and columns of patches of a level from the grid's origin to the slide's far edges."""
+    rows, columns = (math.ceil((n + _BLOCK * o) / 2**level) for n, o in zip(shape, origin, strict=True))
+    return rows, columns
+
+
+def _inside_slide(shape: Cell, origin: Cell) -> tuple[slice, slice]:
+    """The 20x patches of a grid that touch the slide."""
+    rows, columns = (slice(_BLOCK * o, _BLOCK * o + n) for n, o in zip(shape, origin, strict=True))
+    return rows, columns
+
+
+def _tissue(mask: TissueMask, unit: tuple[int, int], shape: Cell, origin: Cell, level: int) -> NDArray[np.float32]:
+    """Share of tissue of every patch of a level; -1 where one lies wholly above or left of the slide."""
+    cells = _cells(shape, origin, level)
+    rows, columns = np.indices(cells).reshape(2, -1)
+    width, height = (length << level for length in unit)
+    x = columns * width - _BLOCK * origin[1] * unit[0]
+    y = rows * height - _BLOCK * origin[0] * unit[1]
+    tissue = mask.fraction(x, y, width, height).astype(np.float32)
+    tissue[(x + width <= 0) | (y + height <= 0)] = -1
+    return tissue.reshape(cells)
 
 
 def read_patches(slide: Slide, plan: Plan, encoder: PatchEncoder, batch_size: int, workers: int) -> Iterator[Patch]:
@@ -165,8 +244,9 @@ def read_patches(slide: Slide, plan: Plan, encoder: PatchEncoder, batch_size: in
     """
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
         walk = _Walk(slide, plan, encoder, batch_size, pool, _AHEAD * workers)
-        for root in np.ndindex(*plan.kept[-1].shape):
-            yield from walk.area(len(plan.kept) - 1, root)
+        for grid in plan.grids:
+            for root in np.ndindex(*grid.kept[-1].shape):
+                yield from walk.area(grid, len(grid.kept) - 1, root)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,48 +275,60 @@ class _Walk:
         self._plain: dict[tuple[int, ...], NDArray[np.float16]] = {}
         self._white = self._embedding_of((255, 255, 255))
         self._canvases = self._decoded(pool, ahead)
+        self._blocks: dict[Cell, _Area] = {}  # by place on the slide; kept where another grid may ask for them again
 
-    def area(self, level: int, cell: Cell) -> Generator[Patch, None, _Area]:
+    def area(self, grid: PlacedGrid, level: int, cell: Cell) -> Generator[Patch, None, _Area]:
         """Yields the kept patches of an area and below it; returns the area."""
-        if not self._plan.needed[level][cell]:
+        if not grid.needed[level][cell]:
             return self._blank(level)  # beyond the slide; or under no kept patch, and then nobody looks at it
-        if level == _BLOCK_LEVEL:
-            return (yield from self._block(cell))
+        if level == BLOCK_LEVEL:
+            return (yield from self._block(grid, cell))
         quarters = []
         for quarter in _quarters(cell):
-            finished = yield from self.area(level - 1, quarter)
+            finished = yield from self.area(grid, level - 1, quarter)
             quarters.append(finished)
-        sums, grid = (_join([getattr(q, name) for q in quarters]) for name in ("sums", "grid"))
-        area = _Area(_halve(sums), grid)
-        if self._plan.kept[level][cell]:
-            yield self._patch(level, cell, area.sums, area.grid)
+        area = _Area(_halve(_join([q.sums for q in quarters])), _join([q.grid for q in quarters]))
+        if grid.kept[level][cell]:
+            yield self._patch(grid.origin, level, cell, area)
         return area
 
-    def _block(self, cell: Cell) -> Generator[Patch, None, _Area]:
+    def _block(self, grid: PlacedGrid, cell: Cell) -> Generator[Patch, None, _Area]:
         """The levels that one decoded canvas holds."""
+        place = _on_slide(grid, cell)
+        if place in self._blocks:
+            return self._blocks[place]
         canvas = next(self._canvases)
-        grid = self._embeddings(canvas, self._plan.needed[0][_inside(cell, _BLOCK)])
+        embeddings = self._embeddings(canvas, self._plan.embedded[_inside(place, _BLOCK)])
         sums = canvas.astype(np.uint32)
-        for level in range(_BLOCK_LEVEL + 1):
+        for level in range(BLOCK_LEVEL + 1):
             if level:
                 sums = _halve(sums)
             per_side = _BLOCK >> level
-            for inner in map(tuple, np.argwhere(self._plan.kept[level][_inside(cell, per_side)])):
-                place = cell[0] * per_side + inner[0], cell[1] * per_side + inner[1]
-                yield self._patch(level, place, sums[_inside(inner, PATCH_SIZE)], grid[_inside(inner, 2**level)])
-        return _Area(sums, grid)
+            for inner in map(tuple, np.argwhere(grid.kept[level][_inside(cell, per_side)])):
+                at = cell[0] * per_side + inner[0], cell[1] * per_side + inner[1]
+                area = _Area(sums[_inside(inner, PATCH_SIZE)], embeddings[_inside(inner, 2**level)])
+                yield self._patch(grid.origin, level, at, area)
+        area = _Area(sums, embeddings)
+        if len(self._plan.grids) > 1:
+            self._blocks[place] = area
+        return area
 
-    def _patch(self, level: int, cell: Cell, sums: NDArray[np.uint32], grid: NDArray[np.float16]) -> Patch:
-        width, height = (length << level for length in self._plan.unit)
-        row, column = map(int, cell)
-        image = ((sums + (4**level // 2)) >> (2 * level)).astype(np.uint8)  # the mean, rounded
-        embeddings = np.ascontiguousarray(grid.transpose(2, 0, 1))
-        return Patch(self._plan.ladder.steps[level], column * width, row * height, width, height, image, embeddings)
+    def _patch(self, origin: Cell, level: int, cell: Cell, area: _Area) -> Patch:
+        unit = self._plan.unit
+        y, x = (int((cell[i] * 2**level - _BLOCK * origin[i]) * unit[1 - i]) for i in (0, 1))
+        width, height = (length << level for length in unit)
+        image = ((area.sums + (4**level // 2)) >> (2 * level)).astype(np.uint8)  # the mean, rounded
+        embeddings = np.ascontiguousarray(area.grid.transpose(2, 0, 1))
+        return Patch(self._plan.ladder.steps[level], x, y, width, height, image, embeddings)
 
     def _embeddings(self, canvas: NDArray[np.uint8], needed: NDArray[np.bool_]) -> NDArray[np.float16]:
-        """Embeddings (8, 8, C) of a canvas's 20x patches; those that nothing needs count as white."""
+        """Embeddings (8, 8, C) of a canvas's 20x patches; those that nothing needs count as white.
+
+        ``needed`` has fewer rows or columns than a block at the slide's far edges.
+        """
         patches = canvas.reshape(_BLOCK, PATCH_SIZE, _BLOCK, PATCH_SIZE, 3).swapaxes(1, 2)
         grid = np.tile(self._white, (_BLOCK, _BLOCK, 1))
+        needed = np.pad(needed, [(0, _BLOCK - side) for side in needed.shape])
         plain = (patches == patches[:, :, :1, :1]).all((2, 3, 4))  # beyond the edge, and glass that a scanner evened
         for row, column in np.argwhere(needed & plain):
             grid[row, column] = self._embedding_of(tuple(patches[row, column, 0, 0].tolist()))
@@ -269,24 +361,35 @@ class _Walk:
 
     def _decoded(self, pool: ThreadPoolExecutor, ahead: int) -> Iterator[NDArray[np.uint8]]:
         """The canvases of the needed blocks in the order of the walk; at most ``ahead`` are in memory."""
-        top = len(self._plan.kept) - 1
-        cells = [cell for root in np.ndindex(*self._plan.kept[top].shape) for cell in self._blocks(top, root)]
-        for start in range(0, len(cells), ahead):
-            yield from pool.map(self._decode, cells[start : start + ahead])
-
-    def _blocks(self, level: int, cell: Cell) -> Iterator[Cell]:
-        if not self._plan.needed[level][cell]:
-            return
-        if level == _BLOCK_LEVEL:
-            yield cell
-            return
-        for quarter in _quarters(cell):
-            yield from self._blocks(level - 1, quarter)
+        places = list(dict.fromkeys(_on_slide(grid, cell) for grid in self._plan.grids for cell in _block_cells(grid)))
+        for start in range(0, len(places), ahead):
+            yield from pool.map(self._decode, places[start : start + ahead])
 
     def _decode(self, cell: Cell) -> NDArray[np.uint8]:
         width, height = (length * _BLOCK for length in self._plan.unit)
         side = _BLOCK * PATCH_SIZE
         return self._slide.read(cell[1] * width, cell[0] * height, width, height, [(side, side)])[0]
+
+
+def _block_cells(grid: PlacedGrid) -> Iterator[Cell]:
+    """The needed blocks of a grid in the order of the walk."""
+
+    def below(level: int, cell: Cell) -> Iterator[Cell]:
+        if not grid.needed[level][cell]:
+            return
+        if level == BLOCK_LEVEL:
+            yield cell
+            return
+        for quarter in _quarters(cell):
+            yield from below(level - 1, quarter)
+
+    for root in np.ndindex(*grid.kept[-1].shape):
+        yield from below(len(grid.kept) - 1, root)
+
+
+def _on_slide(grid: PlacedGrid, cell: Cell) -> Cell:
+    """Where a block of a grid lies, counted in blocks from the slide's corner."""
+    return cell[0] - grid.origin[0], cell[1] - grid.origin[1]
 
 
 def _quarters(cell: Cell) -> list[Cell]:

@@ -177,6 +177,49 @@ def test_eight_orientations_are_eight_rows_with_latents_of_their_own(slide_folde
     assert Index.load(Path(config.out)).counts == {"2.5x": 8}
 
 
+@pytest.mark.parametrize("slide", ["even", "odd"])
+def test_more_origins_give_more_coarse_patches_and_embed_nothing_twice(
+    slide_folder, prepare_config, monkeypatch, slide
+):
+    path = slide_folder / f"{slide}.tiff"
+    encoder = load_encoder("color-stats", BRCA["20x"], device="cpu")
+    embed, embedded, rows = type(encoder).__call__, {}, {}
+
+    def counted(self, patches):
+        embedded[origins] = embedded.get(origins, 0) + len(patches)
+        return embed(self, patches)
+
+    monkeypatch.setattr(type(encoder), "__call__", counted)
+    for origins in (1, 16):
+        config = prepare_config(
+            path, "magnifications=[20x,2.5x,1.25x,0.625x]", f"origins={origins}", out=f"set-{origins}"
+        )
+        _, record = prepare_slide(SlideEntry(slide, path), config, Tools(encoder, None))
+        rows[origins] = {
+            (row["mag"], row["x"], row["y"]): row
+            for step in record.counts
+            for row in table(Path(config.out), step, slide)
+        }
+        assert len(rows[origins]) == sum(record.counts.values()), "a patch was made twice"
+    assert embedded[16] <= embedded[1] + 64  # at most what other patches cover besides
+    levels = {origins: pd.Series([key[0] for key in found]).value_counts() for origins, found in rows.items()}
+    assert (levels[16][[0, 3]] == levels[1][[0, 3]]).all()
+    assert (levels[16][[4, 5]] > levels[1][[4, 5]]).all()
+    for key, row in rows[1].items():
+        np.testing.assert_array_equal(image(rows[16][key]), image(row))
+        np.testing.assert_array_equal(rows[16][key]["ssl_feat_unpooled"], row["ssl_feat_unpooled"])
+    further = [row for key, row in rows[16].items() if key not in rows[1]]
+    assert any(row["x"] < 0 for row in further)
+    for row in further[::3]:
+        cells = 2 ** row["mag"]
+        patches = read(path, row, cells)
+        whole = patches.swapaxes(1, 2).reshape(256 * cells, 256 * cells, 3)
+        means = whole.reshape(256, cells, 256, cells, 3).mean(axis=(1, 3))
+        assert np.abs(image(row) - means).max() <= 0.5 + 1e-9
+        expected = embed(encoder, patches.reshape(-1, 256, 256, 3)).T.reshape(-1, cells, cells)
+        np.testing.assert_allclose(np.array(row["ssl_feat_unpooled"]), expected, rtol=2e-3, atol=2e-3)
+
+
 def test_patches_lie_on_the_aligned_grid_and_hold_enough_tissue(slide_folder, prepare_config):
     config = prepare_config(slide_folder / "odd.tiff", "min_tissue=0.6", "min_tissue_coarsest=0.01")
     assert run(config) == 0
@@ -390,6 +433,8 @@ def test_embeddings_that_float16_does_not_hold_are_refused(slide_folder, prepare
         (["min_tissue=1.5"], "min_tissue=1.5; expected 0 to 1"),
         (["batch_size=0"], "batch_size=0"),
         (["orientations=4"], "Use 1"),
+        (["origins=0"], "Use 1"),
+        (["origins=4", "magnifications=[20x,2.5x]"], "Leave out origins="),
     ],
 )
 def test_values_out_of_range(slide_folder, prepare_config, words, message):

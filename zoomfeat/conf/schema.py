@@ -273,6 +273,9 @@ class PrepareConfig:
     )
     unpooled: bool = key(True, "also store the embedding grids as they are, not only pooled to at most 8 x 8")
     orientations: int = key(1, "8: store every patch turned and mirrored in all ways too, where slides are few")
+    origins: int = key(
+        1, "places to lay the grid at: more patches at 1.25x and coarser, without embedding anything twice"
+    )
     device: str = key("auto", "where encoder and first stage run: auto, cpu, cuda, cuda:1")
     batch_size: int = key(16, "patches at once on a GPU (a CPU takes them one by one); never changes the set")
     workers: int = key(2, "threads that read ahead, and as many that compress images")
