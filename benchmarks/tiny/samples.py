@@ -60,7 +60,10 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the prepared sets of the cohort, side by side")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--weights", help="a ZoomLDM folder; default: zoomldm-tiny as it ships")
-    parser.add_argument("--count", type=int, default=Sampling.count, help="samples of each magnification")
+    parser.add_argument("--items", type=int, default=64, help="validation patches of each magnification for the losses")
+    parser.add_argument(
+        "--count", type=int, default=Sampling.count, help="samples of each magnification; 0: losses only"
+    )
     parser.add_argument("--steps", type=int, default=Sampling.steps, help="DDIM steps")
     parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="scale of classifier-free guidance")
     parser.add_argument("--workers", type=int, default=2, help="processes, a magnification at a time each")
@@ -70,9 +73,12 @@ def main() -> None:
     weights = arguments.weights or TINY
     data, bundle = TrainingSet.open(arguments.data), ZoomLDM.load(weights)
     validation = _validation(data)[1]
-    losses = pd.DataFrame(validate(bundle, data, validation, Accelerator(cpu=True), items=64, seed=0))
+    losses = pd.DataFrame(validate(bundle, data, validation, Accelerator(cpu=True), items=arguments.items, seed=0))
     with replacing(out / "losses.csv") as path:
         losses.to_csv(path, index=False, float_format="%.5f")
+    if not sampling.count:
+        console.print(losses.groupby("magnification", sort=False)[["loss", "null_loss"]].mean())
+        return
     rows, pictures = [], []
     with progress_bar(console) as progress, ProcessPoolExecutor(arguments.workers, initializer=_one_thread) as pool:
         task = progress.add_task("sampling", total=len(validation), unit="magnifications")

@@ -13,7 +13,7 @@ FIRST_STAGES: dict[str, dict[str, Any]] = {
 }
 UNETS: dict[str, dict[str, Any]] = {
     "full": {},
-    "tiny": {"block_out_channels": (32, 64, 96, 96), "context_dim": 128, "latent_channels": 4},
+    "tiny": {"block_out_channels": (32, 64, 96, 96), "context_dim": 128, "latent_channels": 4, "norm_num_groups": 8},
 }
 SUMMARIZERS: dict[str, dict[str, int]] = {
     "full": {"hidden_dim": 512, "output_dim": 512, "num_layers": 12, "num_heads": 8, "mlp_dim": 2048},
