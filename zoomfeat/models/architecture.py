@@ -19,7 +19,11 @@ SUMMARIZERS: dict[str, dict[str, int]] = {
     "full": {"hidden_dim": 512, "output_dim": 512, "num_layers": 12, "num_heads": 8, "mlp_dim": 2048},
     "tiny": {"hidden_dim": 128, "output_dim": 128, "num_layers": 4, "num_heads": 4, "mlp_dim": 512},
 }
-"""The released sizes, and those of `zoomldm-tiny`: arguments of the builders below, and of the Summarizer."""
+"""The released sizes, and those of `zoomldm-tiny`: arguments of the builders below, and of the Summarizer.
+
+Groups of normalisation hold several channels each: one that is normalised by itself loses its mean, and at the output
+that is the mean of the noise (docs/training.md).
+"""
 
 
 def build_unet(
