@@ -49,7 +49,6 @@ def test_sixteen_real_patches_are_learned_and_drawn_again(shared, tmp_path):
     assert max(psnr(learned.roll(shift, 0), learned).max() for shift in range(1, 16)) < 20, "two patches are alike"
     sampled = [sample_images(trained, everything, steps=50, guidance=1, seed=seed) for seed in range(3)]
     found = torch.stack([psnr(images, learned) for images in sampled])
-    print(found.round(decimals=1).tolist())
     assert found.mean(0).min() > 20  # each patch, over three noises
     assert (found > 20).float().mean() > 0.9  # now and then a noise leads astray
 
