@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from generation.index import INDEX, Index, SlideRecord
 from generation.initial import initial_first_stage
-from generation.pyramid import BLOCK_LEVEL, make_plan, read_patches
+from generation.plan import BLOCK, BLOCK_LEVEL, make_plan
+from generation.pyramid import read_patches
 from generation.shards import SlideWriter, columns, write_card
 from zoomfeat.conf.schema import EncoderConfig, ExtractConfig, PrepareConfig
 from zoomfeat.configuration import check_config as check_extract_config
@@ -155,7 +156,7 @@ def check_config(config: PrepareConfig) -> None:
         raise ConfigurationError(f"origins={config.origins}", cure="Use 1 (the aligned grid alone) or more, such as 16")
     if config.origins > 1 and max(step.index for step in tissue_thresholds(config)) <= BLOCK_LEVEL:
         raise ConfigurationError(
-            f"origins={config.origins} adds no patches: places differ by blocks of {2**BLOCK_LEVEL} finest patches, "
+            f"origins={config.origins} adds no patches: places differ by blocks of {BLOCK} finest patches, "
             "and none of the magnifications is coarser",
             cure="Leave out origins=, or add coarser magnifications",
         )

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
 # Trains zoomldm-tiny on and measures it: bash benchmarks/tiny/remake.sh DATA WORK [STEPS]
 #
-# DATA is the folder of test data, WORK takes about 4 GB. From the weights in the package to new ones there, with what
-# the model card says of them in WORK/results. Every part keeps what exists, so a killed run goes on. On two cores:
-# about 40 min for the data, 2 s a step of training, 30 min for the figures.
+# DATA is the folder of test data. From the weights in the package to new ones there, with what the model card says of
+# them in WORK/results. Drawing, preparing and training keep what exists, so a killed run goes on.
 set -euo pipefail
 data=$1 work=$2 steps=${3:-600}
 package=zoomfeat/weights/zoomldm-tiny

@@ -225,8 +225,9 @@ def test_two_workers_of_dask_train_what_one_process_does_though_one_is_killed(ru
     killer.join()
     assert len(killed) == 1
     names = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
-    left = {path.relative_to(out) for path in out.rglob("*") if path.is_file() and path.suffix != ".tmp"}
-    assert left == names  # a worker killed while it writes leaves a hidden temporary file at most
+    extra = {path.relative_to(out) for path in out.rglob("*") if path.is_file()} ^ names
+    assert len(extra) <= 1  # a worker killed while it writes leaves one hidden file at most
+    assert all(f".{killed[0]}." in name.name and name.suffix == ".tmp" for name in extra)
     differing = {str(name) for name in names if (out / name).read_bytes() != (run / name).read_bytes()}
     assert differing == {"config.yaml"}  # out= and engine=
     assert main(words(cohort, out, *QUICK, "seeds=0,1")) == 0  # where it was made does not make it another run
