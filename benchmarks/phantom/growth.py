@@ -1,7 +1,7 @@
 """The lesion: a solid sheet of cells of two kinds, eosinophilic and pale, which lie in cords.
 
 Both architectures have the same cells, each kind as often, and cords that wind and branch without a direction; one
-has *narrow* cords, the other *broad* ones. A cord is 30 or 48 um wide, so a field of 128 um, a patch of 20x, holds
+has *narrow* cords, the other *broad* ones. A cord is 30 or 42 um wide, so a field of 128 um, a patch of 20x, holds
 more than one of either, is about as dark as any other, and sees pieces; in one of 512 um, a patch of 5x, cords are a
 texture.
 """
@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 
 from benchmarks.phantom.fields import Field
 
-CORDS_UM = {False: 30.0, True: 48.0}
+CORDS_UM = {False: 30.0, True: 42.0}
 """Width of narrow and of broad cords."""
 
 _BANDWIDTH = 0.15  # how far the width varies, a share of it

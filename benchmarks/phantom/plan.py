@@ -31,7 +31,7 @@ _TWO_SLIDES = 0.1  # of the patients: 40 slides are 36 patients
 _SCANNERS = (0.5, 0.5025, 0.4601, 0.2633)  # um/px
 _SCANNER_SHARES = (0.35, 0.3, 0.2, 0.15)
 _NUCLEAR_SCALE, _CHROMASIA = 0.06, 0.10  # deviations of their logarithms between patients
-_CORD_CONTRAST = (0.34, 0.60)
+_CORD_CONTRAST = (0.42, 0.84)
 _GRANULARITY = (0.05, 0.16)
 _UNEVENNESS = (0.05, 0.20)
 _STAINS = ("A", "B", "C")
@@ -72,7 +72,7 @@ class SlidePlan:
     blur_um: float = 0.0
     nuclear_scale: float = 1.0
     chromasia: float = 1.0
-    cord_contrast: float = 0.4
+    cord_contrast: float = 0.6
     granularity: float = 0.1
     size_um: tuple[float, float] = SIZE_UM
 

@@ -16,7 +16,7 @@ from benchmarks.phantom.plan import GROUPS, SlidePlan
 
 # Left, top, right and bottom as shares of the slide, of tissue and lesion, where the lesion lies on the left.
 _TISSUE_BOX = (0.004, 0.010, 0.950, 0.860)
-_LESION_BOX = (0.010, 0.020, 0.690, 0.848)
+_LESION_BOX = (0.010, 0.020, 0.820, 0.848)
 _STROMAL_NUCLEI_MM2 = 2000.0
 _LYMPHOCYTES_MM2 = 350.0
 _FAT_CORNER_UM = 12  # how round the corners of fat cells are
@@ -102,7 +102,7 @@ def _tissue(rng: np.random.Generator, shape: tuple[int, int], flipped: bool) -> 
 
 
 def _lesion(rng: np.random.Generator, plan: SlidePlan, flipped: bool) -> Lesion:
-    """One end of the core, from edge to edge, which fills two patches of 5x (512 um)."""
+    """One end of the core, from edge to edge, which fills two patches of 5x (512 um) and about half of the third."""
     middle, half = _box(_LESION_BOX, plan.size_um, flipped)
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     phase = rng.uniform(0, 2 * np.pi, 3)
