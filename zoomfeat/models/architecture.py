@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
 
 FIRST_STAGES: dict[str, dict[str, Any]] = {
     "full": {},
-    "tiny": {"block_out_channels": (16, 32, 64, 64), "codes": 8192, "latent_channels": 4, "norm_num_groups": 16},
+    "tiny": {"block_out_channels": (16, 32, 64, 64), "codes": 8192, "latent_channels": 4, "norm_num_groups": 4},
 }
 UNETS: dict[str, dict[str, Any]] = {
     "full": {},
