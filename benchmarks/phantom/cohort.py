@@ -28,7 +28,7 @@ slides/      pyramidal TIFF with um/px; the words also stand in every picture
 truth/       what was planted in each slide, in level-0 pixels
 labels.csv   patients, labels, what was planted, and how each slide was cut, stained and scanned
 
-label is 1 where the lesion has large nuclei (seen at 20x) and nested glands (seen at 5x), and 0 where it has one of
+label is 1 where the lesion has vesicular nuclei (seen at 20x) and broad cords (seen at 5x), and 0 where it has one of
 them. Made by `python -m benchmarks.phantom`; no patient, no tissue, no use for any claim about medicine.
 """
 
@@ -48,7 +48,7 @@ def write_cohort(
 
     Args:
         out: the folder; made where it is missing.
-        slides: how many, at least 4; a fifth of them are second slides of a patient.
+        slides: how many, at least 4; a tenth of the patients have two.
         seed: decides everything; the number of workers decides nothing.
         workers: processes.
         console: where the progress goes; a new one where not given.
@@ -90,7 +90,7 @@ def write_slide(out: Path, plan: SlidePlan) -> None:
     polygon = np.round(lesion.polygon / plan.mpp, 1)
     box = (*polygon.min(0).tolist(), *polygon.max(0).tolist())
     points = [(x, y) for x, y in polygon.tolist()]
-    planted = PlantedLesion(lesion.large_nuclei, lesion.nested_glands, bool(plan.label), box, points)
+    planted = PlantedLesion(lesion.vesicular_nuclei, lesion.broad_cords, bool(plan.label), box, points)
     height, width = image.shape[:2]
     write_pyramid(path, image, plan.mpp)
     Truth(plan.slide_id, width, height, plan.mpp, plan.label, plan.group, [planted]).save(truth_path)
@@ -104,14 +104,18 @@ def labels_table(plans: Iterable[SlidePlan]) -> pd.DataFrame:
             "patient_id": plan.patient_id,
             "label": plan.label,
             "group": plan.group,
-            "large_nuclei": int(GROUPS[plan.group][0]),
-            "nested_glands": int(GROUPS[plan.group][1]),
+            "vesicular_nuclei": int(GROUPS[plan.group][0]),
+            "broad_cords": int(GROUPS[plan.group][1]),
             "stain": plan.stain,
             "mpp": plan.mpp,
             "thickness": plan.thickness,
+            "unevenness": plan.unevenness,
             "pen": plan.pen or "none",
             "blur_um": plan.blur_um,
             "nuclear_scale": plan.nuclear_scale,
+            "chromasia": plan.chromasia,
+            "cord_contrast": plan.cord_contrast,
+            "granularity": plan.granularity,
         }
         for plan in plans
     )

@@ -1,8 +1,8 @@
 """Nuclei: where they lie, what they look like, and how they are drawn.
 
-Small nuclei are smooth and dark. Large ones are vesicular: coarse chromatin, a dark rim, nucleoli. They are fewer and
-paler by so much that the haematoxylin of an area is about the same: what tells them apart is size and texture, which
-20x shows and 5x hardly does, and not the colour of a patch.
+Those of a lesion are smooth, or vesicular: pale, with coarse chromatin, a dark rim and a nucleolus. Both are of one
+size, as many, and hold the same haematoxylin: what tells them apart is texture, which 20x shows and 5x hardly does,
+and not the colour of a patch.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ class NucleusKind:
     ragged: float
 
 
-SMALL = NucleusKind(3.3, 0.08, 1.35, 1.52, 0.45, 0.08, 0.08, 0, 0.03)
-LARGE = NucleusKind(5.6, 0.11, 1.22, 0.94, 0.80, 0.65, 1.40, 2, 0.04)
+SMOOTH = NucleusKind(4.3, 0.10, 1.30, 1.20, 0.45, 0.08, 0.08, 0, 0.03)
+VESICULAR = NucleusKind(4.3, 0.10, 1.30, 0.90, 0.60, 0.45, 0.80, 1, 0.03)
 FIBROBLAST = NucleusKind(3.3, 0.12, 4.2, 1.40, 0.5, 0.12, 0.05, 0, 0.03)
 LYMPHOCYTE = NucleusKind(2.9, 0.07, 1.08, 1.85, 0.7, 0.16, 0.05, 0, 0.03)
 
-# Distance between neighbours in a row of epithelium, chosen so that large and small nuclei cover a like share.
-_ROW_SPACING_UM = {False: 7.8, True: 12.0}
+_ROW_SPACING_UM = 9.5  # between neighbours in a row of epithelium
 _INNER_ROW_SHARE = 0.9
 
 
@@ -65,23 +64,18 @@ class Nuclei:
     turns: NDArray[np.float64]
 
 
-def epithelial(rng: np.random.Generator, glands: Glands, scale: float) -> list[Nuclei]:
+def epithelial(rng: np.random.Generator, glands: Glands, scale: float) -> Nuclei:
     """The nuclei of glands: a row along the wall and those within it that fit, long axes towards the lumen.
 
     Args:
         rng: random numbers.
         glands: the glands.
         scale: factor on radii and distances.
-
-    Returns:
-        The small ones and the large ones.
     """
-    found: dict[bool, list[NDArray[np.float64]]] = {False: [], True: []}
+    found = [np.zeros((0, 3))]
+    spacing = _ROW_SPACING_UM * scale
+    long_axis = SMOOTH.radius_um * scale * np.sqrt(SMOOTH.elongation)
     for i in range(len(glands.centres)):
-        large = bool(glands.large_nuclei[i])
-        kind = LARGE if large else SMALL
-        spacing = _ROW_SPACING_UM[large] * scale
-        long_axis = kind.radius_um * scale * np.sqrt(kind.elongation)
         for row in range(3):
             depth = long_axis + 2.0 + row * 1.75 * long_axis
             radius = glands.outline[i] - depth
@@ -94,11 +88,9 @@ def epithelial(rng: np.random.Generator, glands: Glands, scale: float) -> list[N
             kept = (reach > floor) & (rng.random(count) < (1 if row == 0 else _INNER_ROW_SHARE))
             points = glands.centres[i] + reach[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
             turn = angle + rng.normal(0, 0.25, count)
-            found[large].append(np.column_stack([points, turn])[kept])
-    return [
-        Nuclei(kind, rows[:, :2], rows[:, 2])
-        for kind, rows in ((kind, np.concatenate([np.zeros((0, 3)), *found[kind is LARGE]])) for kind in (SMALL, LARGE))
-    ]
+            found.append(np.column_stack([points, turn])[kept])
+    rows = np.concatenate(found)
+    return Nuclei(SMOOTH, rows[:, :2], rows[:, 2])
 
 
 def paint(rng: np.random.Generator, nuclei: Nuclei, scale: float, mpp: float, cover: Field, density: Field) -> None:

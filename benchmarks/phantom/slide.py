@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.phantom import stain
 from benchmarks.phantom.fields import Field, resampled, smooth_noise, tile_noise
-from benchmarks.phantom.nuclei import epithelial, paint
+from benchmarks.phantom.nuclei import paint
 from benchmarks.phantom.plan import SlidePlan
 from benchmarks.phantom.tissue import Layout, lay_out
 
@@ -34,8 +34,9 @@ def draw_slide(plan: SlidePlan) -> tuple[NDArray[np.uint8], Layout]:
     layout = lay_out(rng, plan)
     width, height = (round(side / plan.mpp / 16) * 16 for side in plan.size_um)
     cover, density = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32)
-    for nuclei in layout.stromal + epithelial(rng, layout.glands, plan.nuclear_scale):
+    for nuclei in layout.nuclei:
         paint(rng, nuclei, plan.nuclear_scale, plan.mpp, cover, density)
+    density *= plan.chromasia
     image = _mixed(rng, plan, layout, cover, density)
     if plan.pen:
         _mark(rng, image, plan, layout)
@@ -50,7 +51,7 @@ def _mixed(
 ) -> NDArray[np.uint8]:
     height, width = cover.shape
     image = np.empty((height, width, 3), np.uint8)
-    haematoxylin, eosin = _ground(rng, layout)
+    haematoxylin, eosin = _ground(rng, plan, layout)
     grain = tile_noise(rng, 1024, (1.1, 1.1))  # of cytoplasm and matrix, at 0.5 um/px
     noise = tile_noise(rng, 1024, (0.4, 0.4))
     for top in range(0, height, _STRIP):
@@ -67,12 +68,13 @@ def _mixed(
     return image
 
 
-def _ground(rng: np.random.Generator, layout: Layout) -> tuple[Field, Field]:
+def _ground(rng: np.random.Generator, plan: SlidePlan, layout: Layout) -> tuple[Field, Field]:
     """Densities of haematoxylin and eosin of all but nuclei, at 1 um/px."""
     shape = layout.tissue.shape
     stroma = layout.tissue * (1 - layout.epithelium) * (1 - layout.lumen) * (1 - layout.fat)
-    slow = 1 + 0.12 * smooth_noise(rng, shape, 200)  # stains are never even
-    cytoplasm = layout.epithelium * (1 + 0.10 * smooth_noise(rng, shape, 12))
+    slow = 1 + plan.unevenness * smooth_noise(rng, shape, 200)
+    cytoplasm = layout.epithelium * (1 + plan.granularity * smooth_noise(rng, shape, 12))
+    cytoplasm = cytoplasm * cv2.exp(plan.cord_contrast * layout.cords)
     eosin = stroma * (0.62 * layout.fibres + 0.10) + 0.40 * cytoplasm + 0.17 * layout.secretion
     brush = np.clip(cv2.GaussianBlur(layout.lumen, (0, 0), 1.8) - layout.lumen, 0, 1)  # the cells' free edge
     eosin += 0.16 * layout.wall * stroma + 0.5 * brush * layout.epithelium

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.phantom.fields import Field, smooth_noise, tile_noise
-from benchmarks.phantom.glands import Glands, ducts, joined, pack
-from benchmarks.phantom.nuclei import FIBROBLAST, LYMPHOCYTE, Nuclei
+from benchmarks.phantom.glands import ducts
+from benchmarks.phantom.growth import grow
+from benchmarks.phantom.nuclei import FIBROBLAST, LYMPHOCYTE, SMOOTH, VESICULAR, Nuclei, epithelial
 from benchmarks.phantom.plan import GROUPS, SlidePlan
 
 # Left, top, right and bottom as shares of the slide, of tissue and lesion, where the lesion lies on the left.
-_TISSUE_BOX = (0.020, 0.027, 0.940, 0.850)
-_LESION_BOX = (0.040, 0.050, 0.705, 0.825)
+_TISSUE_BOX = (0.004, 0.010, 0.950, 0.860)
+_LESION_BOX = (0.010, 0.020, 0.820, 0.848)
 _STROMAL_NUCLEI_MM2 = 2000.0
 _LYMPHOCYTES_MM2 = 350.0
 _FAT_CORNER_UM = 12  # how round the corners of fat cells are
@@ -26,8 +27,8 @@ class Lesion:
     """A planted region; ``polygon`` is ``(m, 2)`` in um."""
 
     polygon: NDArray[np.float64]
-    large_nuclei: bool
-    nested_glands: bool
+    vesicular_nuclei: bool
+    broad_cords: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,27 +37,27 @@ class Layout:
 
     Attributes:
         lesion: the planted region.
-        glands: all of them, in the lesion and around it.
         tissue: above 0.5 inside the tissue.
-        epithelium: share of each pixel that is epithelium; lumens are cut out.
+        epithelium: share of each pixel that is epithelium, of the lesion or of glands; lumens are cut out.
+        cords: of the lesion, -1 where its cells are pale to 1 where they are eosinophilic; 0 outside.
         lumen: share that is lumen.
         secretion: what lies in the lumens, 0 to 1.
-        wall: 1 along the outer walls of glands.
+        wall: 1 along the outer walls of epithelium.
         fat: share of each pixel that is the inside of a fat cell.
         fibres: density of collagen, about 0 to 1.
-        stromal: fibroblasts and lymphocytes.
+        nuclei: of stroma, glands and lesion, in the order in which they are drawn.
     """
 
     lesion: Lesion
-    glands: Glands
     tissue: Field
     epithelium: Field
+    cords: Field
     lumen: Field
     secretion: Field
     wall: Field
     fat: Field
     fibres: Field
-    stromal: list[Nuclei]
+    nuclei: list[Nuclei]
 
 
 def lay_out(rng: np.random.Generator, plan: SlidePlan) -> Layout:
@@ -66,44 +67,49 @@ def lay_out(rng: np.random.Generator, plan: SlidePlan) -> Layout:
     flipped = rng.random() < 0.5
     tissue = _tissue(rng, shape, flipped)
     lesion = _lesion(rng, plan, flipped)
-    taken = _filled([lesion.polygon], shape)
+    taken = _filled([lesion.polygon], shape) * tissue
     fat = _fat(rng, tissue, taken)
     away = cv2.distanceTransform(((taken < 0.5) & (fat < 0.3)).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
-    room = (away > 85) & (cv2.GaussianBlur(tissue, (0, 0), 40) > 0.9)
-    planted = pack(rng, lesion.polygon, large_nuclei=lesion.large_nuclei, nested=lesion.nested_glands)
-    glands = joined([planted, ducts(rng, _scattered(rng, room, spacing=230))])
+    room = (away > 85) & (cv2.GaussianBlur(tissue, (0, 0), 40, borderType=cv2.BORDER_CONSTANT) > 0.9)
+    glands = ducts(rng, _scattered(rng, room, spacing=230))
     lumen = _filled(glands.lumen_edge(), shape)
-    solid = _filled(glands.wall(), shape)
+    solid = np.maximum(taken, _filled(glands.wall(), shape))
     secretion = _filled(glands.lumen_edge(), shape, np.round(255 * glands.secretion)) * lumen
     epithelium = np.clip(solid - lumen, 0, 1)
     wall = np.clip(cv2.GaussianBlur(solid, (0, 0), 2.2) - solid, 0, 1) * 2
     fibres, direction = _fibres(rng, solid)
     stroma = (tissue > 0.5) & (cv2.dilate(solid, np.ones((7, 7))) < 0.1) & (cv2.dilate(fat, np.ones((5, 5))) < 0.1)
-    stromal = _stromal(rng, stroma, direction)
-    return Layout(lesion, glands, tissue, epithelium, lumen, secretion, wall, fat, fibres, stromal)
+    growth = grow(rng, taken > 0.5, broad=lesion.broad_cords, scale=plan.nuclear_scale)
+    turns = rng.uniform(0, np.pi, len(growth.places))
+    nuclei = [
+        *_stromal(rng, stroma, direction),
+        epithelial(rng, glands, plan.nuclear_scale),
+        Nuclei(VESICULAR if lesion.vesicular_nuclei else SMOOTH, growth.places, turns),
+    ]
+    return Layout(lesion, tissue, epithelium, growth.cords, lumen, secretion, wall, fat, fibres, nuclei)
 
 
 def _tissue(rng: np.random.Generator, shape: tuple[int, int], flipped: bool) -> Field:
-    """One piece with a ragged edge; glass is left around it, and most below, where the words stand."""
+    """A core with a ragged edge; a little glass is left around it, and most below, where the words stand."""
     height, width = shape
     middle, half = _box(_TISSUE_BOX, (width, height), flipped)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     u, v = (x - middle[0]) / half[0], (y - middle[1]) / half[1]
-    distance = (u**4 + v**4) ** 0.25
+    distance = (u**12 + v**12) ** (1 / 12)
     edge = smooth_noise(rng, shape, 260) + 0.4 * smooth_noise(rng, shape, 70) + 0.15 * smooth_noise(rng, shape, 16)
     field: Field = (1 - distance + 0.03 * edge).astype(np.float32)
     return np.clip(0.5 + field * half[1] / 3, 0, 1).astype(np.float32)  # 3 um soft
 
 
 def _lesion(rng: np.random.Generator, plan: SlidePlan, flipped: bool) -> Lesion:
-    """A broad region at one end of the tissue, of which two patches of 5x (512 um) are mostly made."""
+    """One end of the core, from edge to edge, which fills two patches of 5x (512 um) and about half of the third."""
     middle, half = _box(_LESION_BOX, plan.size_um, flipped)
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     phase = rng.uniform(0, 2 * np.pi, 3)
-    wobble = sum(rng.normal(0, 0.015) * np.cos((i + 2) * angle + phase[i]) for i in range(3))
+    wobble = sum(rng.normal(0, 0.006) * np.cos((i + 2) * angle + phase[i]) for i in range(3))
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    radius = (np.abs(direction) ** 3.5).sum(1) ** (-1 / 3.5) * rng.uniform(0.95, 1.0) * (1 + wobble)
-    polygon = middle + rng.uniform(-12, 12, 2) + radius[:, None] * direction * half
+    radius = (np.abs(direction) ** 12).sum(1) ** (-1 / 12) * (1 + wobble)
+    polygon = middle + rng.uniform(-4, 4, 2) + radius[:, None] * direction * half
     return Lesion(polygon, *GROUPS[plan.group])
 
 

@@ -23,15 +23,15 @@ class PlantedLesion:
     """One lesion.
 
     Attributes:
-        large_nuclei: what it looks like at 20x.
-        nested_glands: what it looks like at 5x.
+        vesicular_nuclei: what it looks like at 20x.
+        broad_cords: what it looks like at 5x.
         target: whether it makes the patient positive: both at once.
         box: left, top, right and bottom in level-0 pixels.
         polygon: its outline, x and y in level-0 pixels.
     """
 
-    large_nuclei: bool
-    nested_glands: bool
+    vesicular_nuclei: bool
+    broad_cords: bool
     target: bool
     box: tuple[float, float, float, float]
     polygon: list[tuple[float, float]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -31,8 +32,8 @@ def test_labels_slides_and_truth_are_of_the_same_slides(cohort):
     for truth in _truths(cohort):
         row = table.loc[truth.slide_id]
         assert row.label == truth.label == int(any(lesion.target for lesion in truth.lesions))
-        assert row.large_nuclei == int(any(lesion.large_nuclei for lesion in truth.lesions))
-        assert row.nested_glands == int(any(lesion.nested_glands for lesion in truth.lesions))
+        assert row.vesicular_nuclei == int(any(lesion.vesicular_nuclei for lesion in truth.lesions))
+        assert row.broad_cords == int(any(lesion.broad_cords for lesion in truth.lesions))
         assert row.mpp == truth.mpp
         assert row.group == truth.group
     assert set(table.label) == {0, 1}
@@ -77,31 +78,36 @@ def test_tissue_is_found_where_it_was_drawn(cohort):
             assert tissue.fraction(x, y, side, side).min() > 0.9
 
 
-def _nuclear_radius(image, lesion, mpp):
-    """Upper quartile of the radii of the largest circles inside what is dark in red light, in um: nuclei are dark."""
+def _middle(image, lesion, mpp):
+    """The square of 340 um in the middle of the lesion, in red light, which eosin lets through."""
     left, top = np.round((lesion.polygon.mean(0) - 170) / mpp).astype(int)
     side = round(340 / mpp)
-    red = image[top : top + side, left : left + side, 0]
-    red = cv2.resize(red, (1360, 1360), interpolation=cv2.INTER_AREA)  # 0.25 um/px
-    red = cv2.GaussianBlur(red, (0, 0), 4)  # evens out the chromatin
-    dark = red < cv2.threshold(red[red < 225].reshape(1, -1), 0, 255, cv2.THRESH_OTSU)[0]
-    outlines, _ = cv2.findContours(dark.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    nuclei = np.zeros(dark.shape, np.uint8)
-    cv2.drawContours(nuclei, [line for line in outlines if cv2.contourArea(line) > 12 * 16], -1, 1, -1)
-    depth = cv2.distanceTransform(nuclei, cv2.DIST_L2, cv2.DIST_MASK_5) / 4
-    middles = (depth == cv2.dilate(depth, np.ones((21, 21)))) & (depth > 1.5)
-    return float(np.percentile(depth[middles], 75))
+    return image[top : top + side, left : left + side, 0].astype(np.float32)
 
 
 @pytest.mark.parametrize("stain", ["A", "C"])
-def test_nuclei_measured_on_the_picture_are_larger_where_planted(stain):
-    radii = {}
+def test_chromatin_measured_on_the_picture_is_coarse_where_planted(stain):
+    grain = {}
     for group in ("nuclei", "neither"):
-        plan = SlidePlan("slide", "patient", group, (5,), stain=stain, size_um=(1024.0, 1024.0))
+        plan = SlidePlan("slide", "patient", group, (5,), stain=stain)
         image, layout = draw_slide(plan)
-        assert layout.lesion.large_nuclei == (group == "nuclei")
-        radii[group] = _nuclear_radius(image, layout.lesion, plan.mpp)
-    assert radii["nuclei"] > 1.1 * radii["neither"], radii
+        assert layout.lesion.vesicular_nuclei == (group == "nuclei")
+        red = _middle(image, layout.lesion, plan.mpp)
+        inside = cv2.erode((cv2.GaussianBlur(red, (0, 0), 2) < np.median(red)).astype(np.uint8), np.ones((5, 5))) > 0
+        grain[group] = float((red - cv2.GaussianBlur(red, (0, 0), 3))[inside].std())
+    assert grain["nuclei"] > 1.5 * grain["neither"], grain
+
+
+def test_the_plan_decides_how_dark_nuclei_are_and_how_far_cords_differ():
+    plan = SlidePlan("slide", "patient", "both", (5,))
+
+    def red(**changes):
+        image, layout = draw_slide(dataclasses.replace(plan, **changes))
+        return _middle(image, layout.lesion, plan.mpp)
+
+    assert red(chromasia=1.2).mean() < red().mean() - 2
+    calm, strong = (cv2.GaussianBlur(red(cord_contrast=c), (0, 0), 30).std() for c in (0.0, 0.5))
+    assert strong > 1.2 * calm
 
 
 def test_slides_are_the_same_whatever_the_workers_and_a_killed_run_goes_on(cohort, tmp_path):

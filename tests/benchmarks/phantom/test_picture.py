@@ -7,57 +7,67 @@ import numpy as np
 import pytest
 
 from benchmarks.phantom.fields import resampled, tile_noise
-from benchmarks.phantom.glands import pack
-from benchmarks.phantom.nuclei import LARGE, SMALL, epithelial, paint
+from benchmarks.phantom.growth import CORDS_UM, grow
+from benchmarks.phantom.nuclei import SMOOTH, VESICULAR, Nuclei, paint
 from benchmarks.phantom.stain import STAINS, to_rgb
 
-_CIRCLE = 440 * np.stack([np.cos(a := np.linspace(0, 2 * np.pi, 60, endpoint=False)), np.sin(a)], axis=1) + 460
+_ROUND = np.hypot(*(np.mgrid[:920, :920] - 460)) < 440  # a lesion at 1 um/px
 
 
-def _drawn(polygons):
-    canvas = np.zeros((920, 920), np.uint8)
-    for polygon in polygons:
-        cv2.fillPoly(canvas, [np.round(polygon).astype(np.int32)], 1)
-    return canvas
+def _cords(broad, seeds=4):
+    return [grow(np.random.default_rng(seed), _ROUND, broad=broad, scale=1).cords for seed in range(seeds)]
 
 
-def _shares(nested, seeds=6):
-    """Mean share of epithelium and of lumen, radius of a unit, and how much stroma windows of 128 um differ by."""
-    rows = []
-    inside = cv2.erode(_drawn([_CIRCLE]), np.ones((129, 129))) > 0
-    for seed in range(seeds):
-        glands = pack(np.random.default_rng(seed), _CIRCLE, large_nuclei=False, nested=nested)
-        solid, lumen = _drawn(glands.wall()), _drawn(glands.lumen_edge())
-        within = _drawn([_CIRCLE]).sum()
-        windows = cv2.blur(solid.astype(np.float32), (128, 128))[inside]
-        rows.append(
-            [(solid - lumen * solid).sum() / within, lumen.sum() / within, glands.outline.mean(), windows.std()]
-        )
-    return np.mean(rows, axis=0)
+def _width(cords):
+    """Half of the wavelength that divides the variance in two halves, in um."""
+    square = cords[160:760, 160:760] * np.outer(np.hanning(600), np.hanning(600))
+    power = np.abs(np.fft.rfft2(square)).ravel() ** 2
+    frequency = np.hypot(np.fft.fftfreq(600)[:, None], np.fft.rfftfreq(600)[None]).ravel()
+    order = np.argsort(frequency)
+    share = np.cumsum(power[order]) / power.sum()
+    return 0.5 / frequency[order][np.searchsorted(share, 0.5)]
 
 
-def test_nested_and_even_glands_differ_in_arrangement_and_not_in_what_is_there():
-    even, nested = _shares(False), _shares(True)
-    np.testing.assert_allclose(nested[:3], even[:3], rtol=0.15)
-    assert nested[3] > 2 * even[3]  # nests and bands between them
+@pytest.mark.parametrize("broad", [False, True])
+def test_cords_are_as_wide_as_they_say_and_run_in_all_directions(broad):
+    for cords in _cords(broad):
+        assert _width(cords) == pytest.approx(CORDS_UM[broad], rel=0.12)
+        down, across = (np.diff(cords[160:760, 160:760], axis=axis).std() for axis in (0, 1))
+        assert down == pytest.approx(across, rel=0.25)
 
 
-def _nuclei(large):
+def test_narrow_and_broad_cords_have_the_same_cells():
+    inside = cv2.erode(_ROUND.astype(np.uint8), np.ones((129, 129))) > 0
+    shades, windows = {}, {}
+    for broad in (False, True):
+        cords = _cords(broad)
+        shades[broad] = [np.percentile(each[_ROUND], [5, 25, 50, 75, 95]) for each in cords]
+        windows[broad] = np.mean([cv2.blur(each, (128, 128))[inside].std() for each in cords])
+        assert all((each[~_ROUND] == 0).all() for each in cords)
+    np.testing.assert_allclose(shades[True], shades[False], atol=1e-4)
+    # A patch of 20x is about as dark as any other in both: shades within a lesion deviate by 0.58.
+    assert windows[False] < windows[True] < 0.17
+
+
+def test_as_many_cells_lie_in_either_architecture():
+    narrow, broad = (
+        len(grow(np.random.default_rng(0), _ROUND, broad=broad, scale=1).places) for broad in (False, True)
+    )
+    assert narrow == pytest.approx(broad, rel=0.02)
+
+
+def _nuclei(kind):
     """Share of an area that nuclei cover, and its haematoxylin."""
     rng = np.random.default_rng(1)
-    glands = pack(rng, _CIRCLE, large_nuclei=large, nested=False)
+    places = grow(rng, _ROUND, broad=False, scale=1).places
     cover, density = np.zeros((1840, 1840), np.float32), np.zeros((1840, 1840), np.float32)
-    for nuclei in epithelial(rng, glands, scale=1):
-        paint(rng, nuclei, 1, 0.5, cover, density)
+    paint(rng, Nuclei(kind, places, rng.uniform(0, np.pi, len(places))), 1, 0.5, cover, density)
     return float(cover.mean()), float(density.mean())
 
 
-def test_large_nuclei_are_fewer_and_paler_by_as_much_as_they_are_larger():
-    assert LARGE.radius_um > 1.3 * SMALL.radius_um
-    assert LARGE.contrast > 4 * SMALL.contrast
-    (small_cover, small_density), (_, large_density) = _nuclei(False), _nuclei(True)
-    assert small_cover > 0.05
-    assert large_density == pytest.approx(small_density, rel=0.12)
+def test_nuclei_differ_in_chromatin_and_not_in_size_or_haematoxylin():
+    assert VESICULAR.contrast > 4 * SMOOTH.contrast
+    np.testing.assert_allclose(_nuclei(VESICULAR), _nuclei(SMOOTH), rtol=0.12)
 
 
 def test_one_picture_at_two_pixel_sizes_shows_the_same():

@@ -17,10 +17,10 @@ from zoomfeat.errors import ConfigurationError
 def test_neither_factor_gives_the_label_and_both_together_do(seed):
     plans = plan_cohort(40, seed)
     label = [plan.label for plan in plans]
-    nuclei, glands = np.transpose([GROUPS[plan.group] for plan in plans])
+    nuclei, cords = np.transpose([GROUPS[plan.group] for plan in plans])
     assert 0.7 <= roc_auc_score(label, nuclei) <= 0.8
-    assert 0.7 <= roc_auc_score(label, glands) <= 0.8
-    assert roc_auc_score(label, nuclei.astype(int) + glands) == 1
+    assert 0.7 <= roc_auc_score(label, cords) <= 0.8
+    assert roc_auc_score(label, nuclei.astype(int) + cords) == 1
 
 
 def test_every_negative_patient_has_one_factor_and_each_is_as_frequent():
@@ -64,7 +64,7 @@ def test_confounders_vary_and_know_nothing_of_the_label():
         assert shares[0].index.equals(shares[1].index)
         assert len(shares[0]) > 2
         assert np.abs(shares[0] - shares[1]).max() < 0.06
-    for column in ("thickness", "blur_um", "nuclear_scale"):
+    for column in ("thickness", "unevenness", "blur_um", "nuclear_scale", "chromasia", "cord_contrast", "granularity"):
         assert abs(roc_auc_score(table.label, table[column]) - 0.5) < 0.05
 
 
