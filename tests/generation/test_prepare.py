@@ -177,7 +177,7 @@ def test_eight_orientations_are_eight_rows_with_latents_of_their_own(slide_folde
     assert Index.load(Path(config.out)).counts == {"2.5x": 8}
 
 
-@pytest.mark.parametrize("slide", ["even", "odd"])
+@pytest.mark.parametrize("slide", [pytest.param("even", marks=pytest.mark.slow), "odd"])
 def test_more_origins_give_more_coarse_patches_and_embed_nothing_twice(
     slide_folder, prepare_config, monkeypatch, slide
 ):
