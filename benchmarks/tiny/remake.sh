@@ -94,5 +94,5 @@ train train-ldm twin init="$ldm" loss_weight=velocity steps=300 learning_rate=2e
 python -m benchmarks.tiny.ship "$ldm" "$cdm"
 python -m benchmarks.tiny.samples "$work/set" "$work/results/twin" --weights "$(ls -d "$work"/runs/twin/checkpoints/step-* |
   tail -1)/model" --count 0 --items 128
-python -m benchmarks.tiny.samples "$work/set" "$work/results" --items 128 --steps 20
+python -m benchmarks.tiny.samples "$work/set" "$work/results" --items 128 --steps 10 --guidance 5
 python -m benchmarks.tiny.probe "$data" "$work/results"

@@ -177,7 +177,7 @@ def test_eight_orientations_are_eight_rows_with_latents_of_their_own(slide_folde
     assert Index.load(Path(config.out)).counts == {"2.5x": 8}
 
 
-@pytest.mark.parametrize("slide", [pytest.param("even", marks=pytest.mark.slow), "odd"])
+@pytest.mark.parametrize("slide", ["even", "odd"])
 def test_more_origins_give_more_coarse_patches_and_embed_nothing_twice(
     slide_folder, prepare_config, monkeypatch, slide
 ):
@@ -217,7 +217,11 @@ def test_more_origins_give_more_coarse_patches_and_embed_nothing_twice(
         whole = patches.swapaxes(1, 2).reshape(256 * cells, 256 * cells, 3)
         means = whole.reshape(256, cells, 256, cells, 3).mean(axis=(1, 3))
         assert np.abs(image(row) - means).max() <= 0.5 + 1e-9
-        expected = embed(encoder, patches.reshape(-1, 256, 256, 3)).T.reshape(-1, cells, cells)
+        flat = patches.reshape(-1, 256, 256, 3)
+        shown = (flat != 255).any(axis=(1, 2, 3))  # most of a coarse patch is white, which is embedded once
+        features = np.repeat(embed(encoder, np.full((1, 256, 256, 3), 255, np.uint8)), len(flat), axis=0)
+        features[shown] = embed(encoder, flat[shown])
+        expected = features.T.reshape(-1, cells, cells)
         np.testing.assert_allclose(np.array(row["ssl_feat_unpooled"]), expected, rtol=2e-3, atol=2e-3)
 
 
