@@ -61,6 +61,11 @@ def train_first_stage(
     """
     if not 64 <= config.crop <= PATCH_SIZE:
         raise ConfigurationError(f"crop={config.crop}; expected 64 to {PATCH_SIZE}", cure="The default is the patch")
+    if config.decoder_only and config.init is None:
+        raise ConfigurationError(
+            "decoder_only=true without init=: the encoder would stay as it was drawn at random",
+            cure="Give the first stage whose decoder is to be trained",
+        )
     return _FirstStageTraining(config, data, vae, perceptual).fit(console)
 
 
@@ -115,7 +120,11 @@ class _FirstStageTraining(TrainingLoop[Tensor]):
         self.perceptual = perceptual
         if config.init is None:
             self._place_codes()
-        optimizer = torch.optim.AdamW(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        if config.decoder_only:
+            for part in (vae.encoder, vae.quant_conv, vae.quantize):
+                part.requires_grad_(False)
+        trained = [weight for weight in vae.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(vae.train(), optimizer)
         self.optimizers = [self.optimizer]
         self.discriminator: nn.Module | None = None

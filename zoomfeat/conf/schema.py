@@ -342,6 +342,9 @@ class TrainFirstStageConfig(TrainConfig):
     init: str | None = key(
         None, "start from: a ZoomLDM or first-stage folder, or a CompVis checkpoint; null: fresh weights"
     )
+    decoder_only: bool = key(
+        False, "leave encoder and codes as init= has them: latents, and what was trained on them, stay valid"
+    )
     crop: int = key(256, "side of the random crops that are trained on, 64 to 256 px")
     codebook_weight: float = key(1.0, "of the codebook and commitment loss against the reconstruction's")
     perceptual_weight: float = key(0.0, "of the distance between features of EfficientNet-Lite0; 0: not computed")
