@@ -26,7 +26,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from generation.batches import Draw, Levels, TrainingData, read_images
 from generation.loop import TrainingLoop
 from generation.monitoring import write_grid
-from generation.perceptual import EfficientNetDistance
+from generation.perceptual import STAGES, EfficientNetDistance
 from zoomfeat.conf.schema import TrainFirstStageConfig
 from zoomfeat.errors import ConfigurationError
 from zoomfeat.magnification import PATCH_SIZE
@@ -61,6 +61,11 @@ def train_first_stage(
     """
     if not 64 <= config.crop <= PATCH_SIZE:
         raise ConfigurationError(f"crop={config.crop}; expected 64 to {PATCH_SIZE}", cure="The default is the patch")
+    stages = config.perceptual_stages
+    if not stages or stages != sorted(set(stages) & set(range(STAGES))):
+        raise ConfigurationError(
+            f"perceptual_stages={stages}; expected some of 0 to {STAGES - 1}, ascending", cure="The default is [0,1,2]"
+        )
     if config.decoder_only and config.init is None:
         raise ConfigurationError(
             "decoder_only=true without init=: the encoder would stay as it was drawn at random",
@@ -116,7 +121,8 @@ class _FirstStageTraining(TrainingLoop[Tensor]):
         super().__init__(config, data, {"perceptual loss": perceptual is not None}, read_images)
         self.config, self.vae = config, vae
         if perceptual is None and config.perceptual_weight:
-            perceptual = EfficientNetDistance(config.perceptual_weight).to(self.accelerator.device)
+            distance = EfficientNetDistance(config.perceptual_weight, config.perceptual_stages)
+            perceptual = distance.to(self.accelerator.device)
         self.perceptual = perceptual
         if config.init is None:
             self._place_codes()

@@ -256,7 +256,7 @@ def run_settings(config: TrainConfig, data: TrainingData | None = None) -> dict[
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
     if config.schedule == "cosine":
         settings["steps"] = config.steps
-    settings = {k: ",".join(v) if isinstance(v, list) else v for k, v in settings.items()}
+    settings = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in settings.items()}
     if data is not None:
         settings |= {"items of data": len(data), "index of data": _fingerprint(data)}
     return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch.nn import functional
 
 from zoomfeat.encoders.pretrained import efficientnet_lite0_network
 
-_STAGES = (0, 1, 2)  # strides 2, 4 and 8: edges to nuclei
+STAGES = 5
+"""Of the network; their strides are 2, 4, 8, 16 and 32."""
 
 
 class EfficientNetDistance(nn.Module):
@@ -22,11 +24,12 @@ class EfficientNetDistance(nn.Module):
 
     Args:
         weight: factor on the distance.
+        stages: of the network that are compared, ascending, from 0. The first three see edges to nuclei.
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, stages: Sequence[int] = (0, 1, 2)) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.stages = weight, list(stages)
         self.network: Any = efficientnet_lite0_network().eval().requires_grad_(False)
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
@@ -37,5 +40,5 @@ class EfficientNetDistance(nn.Module):
         return self.weight * torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        stages = self.network.forward_intermediates(images, indices=list(_STAGES), intermediates_only=True)
+        stages = self.network.forward_intermediates(images, indices=self.stages, intermediates_only=True)
         return [functional.normalize(stage.float(), dim=1) for stage in stages]

@@ -209,7 +209,7 @@ def test_crops_and_the_perceptual_distance_resume_bit_for_bit(training_folder, t
             return super().forward(images, *args, **kwargs)
 
     def run(out: str, *words_: str) -> Path:
-        more = ("crop=128", "perceptual_weight=0.5", "sample_every=0", "validate_every=0")
+        more = ("crop=128", "perceptual_weight=0.5", "perceptual_stages=[0,2,4]", "sample_every=0", "validate_every=0")
         config = compose_config("train-first-stage", words(training_folder, tmp_path / out, *more, *words_))
         vae = small_vae()
         vae.__class__ = Watched
@@ -222,6 +222,9 @@ def test_crops_and_the_perceptual_distance_resume_bit_for_bit(training_folder, t
     assert all(torch.equal(weight, second[key]) for key, weight in first.items())
     with pytest.raises(ConfigurationError, match="crop=300; expected 64 to 256"):
         run("refused", "crop=300")
+    for stages in ("[]", "[0,5]", "[1,0]", "[1,1]"):
+        with pytest.raises(ConfigurationError, match="expected some of 0 to 4, ascending"):
+            run("refused", f"perceptual_stages={stages}")
 
 
 def test_the_perceptual_distance_is_nought_for_equals_and_grows_with_blur():
@@ -234,3 +237,5 @@ def test_the_perceptual_distance_is_nought_for_equals_and_grows_with_blur():
     assert (slight < strong).all()
     assert torch.allclose(EfficientNetDistance(1.0)(blurred[0], images), slight / 2)
     assert all(not weight.requires_grad for weight in distance.parameters())
+    by_stage = sum(EfficientNetDistance(2.0, [stage])(blurred[0], images) for stage in range(5))
+    assert torch.allclose(EfficientNetDistance(2.0, range(5))(blurred[0], images), by_stage)

@@ -348,6 +348,7 @@ class TrainFirstStageConfig(TrainConfig):
     crop: int = key(256, "side of the random crops that are trained on, 64 to 256 px")
     codebook_weight: float = key(1.0, "of the codebook and commitment loss against the reconstruction's")
     perceptual_weight: float = key(0.0, "of the distance between features of EfficientNet-Lite0; 0: not computed")
+    perceptual_stages: list[int] = key([0, 1, 2], "whose features those are, of its stages 0 to 4 (strides 2 to 32)")
     adversarial_weight: float = key(0.0, "of the patch discriminator's verdict; 0: none is trained")
     adversarial_start: int = key(10_000, "steps before the discriminator counts")
 
