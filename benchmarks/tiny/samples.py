@@ -2,8 +2,8 @@
 
 For every magnification: the loss on validation patches with their condition and without; samples under the
 conditions of validation patches; their kernel distance (KID, Binkowski et al., "Demystifying MMD GANs", 2018) to
-validation patches, beside those of the untrained model and of white noise; and how near they come to a training
-patch. Features are EfficientNet-Lite0's and not an Inception's: the figures compare with each other only.
+validation patches, beside those of the untrained model, of white noise and of training patches; and how near they come
+to a training patch. Features are EfficientNet-Lite0's and not an Inception's: the figures compare with each other only.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def measure(
         "KID": kid(real, features),
         "KID untrained": kid(real, embed(meaningless)),
         "KID noise": kid(real, embed(noise)),
+        "KID training patches": kid(real, seen),
     }
     copies = distance_to_nearest(embed(reconstructed(bundle, known[:64])), seen)
     row |= {

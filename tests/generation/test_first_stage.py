@@ -129,18 +129,15 @@ def test_a_decoder_alone_is_trained_and_latents_stay(training_folder, training_s
     small_vae(seed=5).save_pretrained(tmp_path / "start")
 
     def run(out: str, *words_: str) -> dict[str, torch.Tensor]:
-        more = ("decoder_only=true", f"init={tmp_path / 'start'}", "adversarial_weight=0.1", "adversarial_start=0")
+        more = ("decoder_only=true", f"init={tmp_path / 'start'}", "sample_every=0", "validate_every=0")
         config = compose_config("train-first-stage", words(training_folder, tmp_path / out, *more, *words_))
         vae = initial_first_stage("full", config.init)
         return VQModel.from_pretrained(train_first_stage(config, training_set, vae) / "model").state_dict()
 
-    before, whole = small_vae(seed=5).state_dict(), run("whole")
-    learned = {key for key in before if not torch.equal(before[key], whole[key])}
+    before, after = small_vae(seed=5).state_dict(), run("run")
+    learned = {key for key in before if not torch.equal(before[key], after[key])}
     assert "decoder.conv_out.weight" in learned
     assert all(key.startswith(("decoder.", "post_quant_conv.")) for key in learned)
-    run("parts", "steps=2")
-    resumed = run("parts")
-    assert all(torch.equal(weight, resumed[key]) for key, weight in whole.items())
     with pytest.raises(ConfigurationError, match="decoder_only=true without init="):
         run("fresh", "init=null")
 
