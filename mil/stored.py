@@ -59,7 +59,7 @@ def read_matrix(path: Path) -> NDArray[np.float32]:
 def read_bag(
     path: Path, scales: Sequence[str]
 ) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.int32]]] | None:
-    """Features and parents of a zoomfeat bag that begin with its finest magnification, and nothing else of it.
+    """Features of a zoomfeat bag at one magnification, or from its finest on with parents, and nothing else of it.
 
     Much less than ``Bag.open`` reads and checks, for bags whose header has been checked before.
 
@@ -68,15 +68,17 @@ def read_bag(
         scales: the magnifications, finest first.
 
     Returns:
-        Features and parents by magnification; None where ``scales`` do not begin with the bag's finest.
+        Features and parents by magnification; None where ``scales`` are several and do not begin with the bag's finest.
 
     Raises:
         BagInvalidError: the file is damaged, or has changed since its header was checked.
     """
     with reading(path) as file:
         held = json.loads(file.attrs.get("magnifications", "[]"))
-        if file.attrs.get("schema") != hdf5.SCHEMA or not held or held[0] != scales[0] or not set(scales) <= set(held):
+        if file.attrs.get("schema") != hdf5.SCHEMA or not held or not set(scales) <= set(held):
             return None
+        if len(scales) > 1 and scales[0] != held[0]:
+            return None  # the bag states the parents of its finest patches only
         features, parents = {}, {}
         for name in scales:
             suffix = "" if name == held[0] else f"_{name}"
@@ -84,7 +86,7 @@ def read_bag(
                 file, f"features{suffix}", path, shape=(None, None), dtypes=FEATURE_TYPES, cure=INCOMPLETE_CURE
             )
             features[name] = _read_features(stored, path)
-            if suffix:
+            if len(features) > 1:
                 shape = (len(features[held[0]]),)
                 rows = require_dataset(
                     file, f"parent{suffix}", path, shape=shape, dtypes=("int32",), cure=INCOMPLETE_CURE

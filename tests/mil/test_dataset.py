@@ -47,6 +47,15 @@ def test_one_magnification_of_several(bag):
         load_instances(bag, ["20x", "10x"])
 
 
+def test_one_magnification_is_read_without_the_rest_of_the_file(bag, tmp_path, monkeypatch):
+    path = saved(bag, tmp_path)
+    monkeypatch.setattr("mil.dataset.hdf5.read", lambda path: pytest.fail(f"{path} was read as a whole"))
+    for name in ("20x", "5x"):
+        alone = load_instances(path, [name])
+        assert (alone.scales, dict(alone.parents)) == ((name,), {})
+        np.testing.assert_array_equal(alone.fused(), bag.scale(name).features)
+
+
 def test_parents_between_coarser_magnifications_follow_from_the_coordinates(rng):
     from dataclasses import replace
 
