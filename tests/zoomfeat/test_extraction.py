@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from zoomfeat.bags import Bag, validate
+from zoomfeat.conf.compose import compose_config
 from zoomfeat.conf.schema import ExtractConfig
 from zoomfeat.configuration import check_config
 from zoomfeat.encoders import PatchEncoder, load_encoder
@@ -45,6 +46,15 @@ def same(a: Bag, b: Bag) -> None:
         np.testing.assert_array_equal(a.parent(name), b.parent(name))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bags of the cohort by zoomldm-tiny, made in one go."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    reports = run(compose_config("extract", [f"slides={cohort}", f"out={out}", "encoder=zoomldm-tiny"]))
+    assert [r.status for r in reports] == ["done"] * 3, [r.error for r in reports]
+    return out
+
+
 def read_with_openslide(path: Path, corner: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A level-0 box by OpenSlide alone, transparent pixels (what lies beyond the slide) on white, area-averaged."""
     with openslide.OpenSlide(str(path)) as slide:
@@ -53,12 +63,10 @@ def read_with_openslide(path: Path, corner: np.ndarray, size: tuple[int, int]) -
     return cv2.resize(np.asarray(on_white), (256, 256), interpolation=cv2.INTER_AREA)
 
 
-def test_features_are_the_encoders_of_the_pixels_that_the_bag_names(cohort, extract_config, tmp_path):
-    reports = run(extract_config(cohort, encoder="zoomldm-tiny"))
-    assert [r.status for r in reports] == ["done"] * 3, [r.error for r in reports]
+def test_features_are_the_encoders_of_the_pixels_that_the_bag_names(cohort, undisturbed):
     encoder = load_encoder("zoomldm-tiny", device="cpu")
     for entry in slides(cohort)[:2]:
-        bag = Bag.open(tmp_path / "bags" / f"{entry.slide_id}.h5")
+        bag = Bag.open(undisturbed / f"{entry.slide_id}.h5")
         for scale in bag.scales:
             row = len(scale) // 2
             patch = read_with_openslide(entry.path, scale.coords[row], scale.patch_size_level0)
@@ -182,7 +190,7 @@ def test_a_foreign_file_under_a_bags_name_is_kept_and_reported(cohort, extract_c
     assert (tmp_path / "bags" / "slide-0.5.h5").read_bytes() == b"somebody else's"
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bags(cohort, extract_config, tmp_path):
+def test_a_killed_run_goes_on_and_ends_with_the_same_bags(cohort, undisturbed, tmp_path):
     words = [f"slides={cohort}", "encoder=zoomldm-tiny", "preview=false", f"out={tmp_path / 'killed'}"]
     command = [sys.executable, "-m", "zoomfeat.cli", "extract", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -199,10 +207,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bags(cohort, extract_config
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert f"{3 - len(finished)} done, {len(finished)} existed, 0 failed" in again.stdout
-    run(extract_config(cohort, "preview=false", out="undisturbed", encoder="zoomldm-tiny"))
     for entry in slides(cohort):
         name = f"{entry.slide_id}.h5"
-        same(Bag.open(tmp_path / "killed" / name), Bag.open(tmp_path / "undisturbed" / name))
+        same(Bag.open(tmp_path / "killed" / name), Bag.open(undisturbed / name))
 
 
 def test_one_bad_slide_does_not_end_the_run(cohort, extract_config, tmp_path):
