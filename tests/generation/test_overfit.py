@@ -22,7 +22,7 @@ from zoomfeat.models.zoomldm import ZoomLDM
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(4 * 3600)  # about half an hour on one idle core
+@pytest.mark.timeout(4 * 3600)  # half an hour to an hour on one core
 def test_sixteen_real_patches_are_learned_and_drawn_again(shared, tmp_path):
     slide = shared / "slides" / "CMU-1-Small-Region.svs"
     first_stage = _first_stage_of(slide, tmp_path)
